@@ -1,0 +1,106 @@
+"""The error tree.
+
+    JuneError
+    ├── SettingsError                a wrong key, type or value in the settings
+    ├── ModelFileError               a model file cannot be had, or is not what the catalogue says
+    └── StageError(stage, code)      one stage of a turn failed
+        ├── ModelLoadError           a model cannot be loaded here
+        ├── AudioError               bytes that are no speech june can read, or PCM it cannot write
+        ├── TranscriptionError       speech to text
+        ├── GenerationError          the language model
+        └── SynthesisError           text to speech
+
+A library's exceptions are translated once, in the module that owns the library. The text of an
+error is for the owner's terminal and log: it never carries what a person said or wrote. What the
+person in the chat is told is `StageError.sentence`, one for each code.
+"""
+
+from typing import Literal
+
+Stage = Literal["load", "decode", "stt", "llm", "tts", "encode"]
+
+SENTENCES = {
+    "audio_empty": "That recording is empty.",
+    "audio_too_large": "That recording is larger than I accept.",
+    "audio_too_long": "That recording is longer than I accept.",
+    "audio_too_short": "That recording is too short to hold a word.",
+    "audio_unreadable": "I cannot read that file as a recording.",
+    "audio_unsupported": "I do not accept recordings of that kind.",
+    "busy": "I have too much to do at the moment. Please try again in a minute.",
+    "context_overflow": "That is more text than I can keep in mind at once.",
+    "encode_failed": "I could not turn my answer into a voice message.",
+    "llm_empty": "I could not think of an answer.",
+    "llm_failed": "Something went wrong while I was thinking.",
+    "model_unavailable": "One of my models is not available at the moment.",
+    "nothing_heard": "I heard nothing in that recording.",
+    "nothing_to_say": "There is nothing in my answer that can be spoken.",
+    "stt_failed": "Something went wrong while I was listening.",
+    "timeout": "That took me too long, so I stopped.",
+    "tts_failed": "I could not speak my answer.",
+    "voice_unknown": "I do not have that voice.",
+}
+"""What the person in the chat is told, by error code."""
+
+
+class JuneError(Exception):
+    """Any failure that june explains in one sentence."""
+
+
+class SettingsError(JuneError):
+    """A wrong key, type or value; the text names the file or variable, the key and what was expected."""
+
+
+class ModelFileError(JuneError):
+    """A model's file is missing, cannot be downloaded, or does not have the catalogue's sha256."""
+
+
+class StageError(JuneError):
+    """One stage of a turn failed.
+
+    Args:
+        stage: where it failed.
+        code: what failed, a key of `SENTENCES`.
+        detail: one sentence for the owner, without any text that a person spoke or wrote.
+    """
+
+    def __init__(self, stage: Stage, code: str, detail: str) -> None:
+        super().__init__(detail)
+        self.stage = stage
+        self.code = code
+
+    @property
+    def sentence(self) -> str:
+        """What the person in the chat is told."""
+        return SENTENCES[self.code]
+
+
+class ModelLoadError(StageError):
+    """A model cannot be loaded on this machine."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__("load", "model_unavailable", detail)
+
+
+class AudioError(StageError):
+    """Bytes that are no recording june can read, or speech that it cannot encode."""
+
+
+class TranscriptionError(StageError):
+    """Speech could not be turned into text."""
+
+    def __init__(self, code: str, detail: str) -> None:
+        super().__init__("stt", code, detail)
+
+
+class GenerationError(StageError):
+    """The language model gave no answer."""
+
+    def __init__(self, code: str, detail: str) -> None:
+        super().__init__("llm", code, detail)
+
+
+class SynthesisError(StageError):
+    """Text could not be spoken."""
+
+    def __init__(self, code: str, detail: str) -> None:
+        super().__init__("tts", code, detail)

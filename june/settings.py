@@ -1,0 +1,331 @@
+"""june's settings: typed sections, read once at start.
+
+Where a value comes from, the strongest first:
+
+1. the environment: `JUNE_SECTION__KEY`, such as `JUNE_STT__WINDOW=30`;
+2. a secret file: `june_section__key` in the folder `JUNE_SECRETS_DIR` (by default `/run/secrets`);
+3. the settings file: `--settings FILE`, else `settings.toml` beside `settings.example.toml`;
+4. the default, which `settings.example.toml` shows.
+
+A wrong key, type or value raises `SettingsError`, whose one sentence names the source, the key and
+what was expected, and never the value: it might be a secret.
+"""
+
+import os
+import re
+import tomllib
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    Strict,
+    ValidationError,
+    create_model,
+)
+from pydantic_settings import (
+    BaseSettings,
+    NestedSecretsSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+from pydantic_settings import SettingsError as UnreadableSourceError
+
+from june.errors import SettingsError
+
+ENV_PREFIX = "JUNE_"
+
+PROJECT_ROOT = Path(__file__).resolve().parent.parent
+"""Where `settings.toml` and `models/` stand: the checkout, or the container's work directory."""
+
+PathSetting = Annotated[Path, Strict(strict=False)]
+Seconds = Annotated[float, Field(gt=0)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """One table of the settings file."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, hide_input_in_errors=True, use_attribute_docstrings=True
+    )
+
+
+class ModelsSettings(Section):
+    """Where model files are, and which set of them is used."""
+
+    directory: PathSetting = Path("models")
+    """Folder of the downloaded models; relative to the settings file."""
+    preset: Literal["auto", "starter", "gpu"] = "auto"
+    """The set of models: "starter" (small, CPU), "gpu", or "auto": "gpu" where a GPU has room for it."""
+    hugging_face_token: SecretStr = SecretStr("")
+    """Secret. Access token for models that Hugging Face gives only to known users."""
+
+
+class AudioSettings(Section):
+    """Gates against hostile recordings, and the clean-up of honest ones."""
+
+    max_bytes: int = Field(default=20_000_000, ge=1)
+    """Largest recording accepted, in bytes."""
+    max_duration_s: Seconds = 600.0
+    """Longest recording accepted, in decoded seconds."""
+    cleanup: bool = False
+    """High-pass filter, noise reduction and even loudness before transcription."""
+    opus_bitrate: int = Field(default=32_000, ge=6_000, le=128_000)
+    """Bit rate of a reply, in bit/s."""
+
+
+class SttSettings(Section):
+    """Speech to text."""
+
+    backend: Literal["faster_whisper"] = "faster_whisper"
+    """Engine that transcribes."""
+    model: str = ""
+    """Name in the catalogue; empty: the preset's."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where it computes; "auto": the GPU if its libraries load, else the CPU."""
+    compute_type: Literal["auto", "int8", "int8_float16", "float16", "float32"] = "auto"
+    """Arithmetic of the weights; "auto": int8 on the CPU, float16 on a GPU."""
+    threads: int = Field(default=0, ge=0, le=1024)
+    """CPU threads; 0: one for each core."""
+    language: str = Field(default="", pattern=r"^([a-z]{2,3})?$")
+    """ISO 639-1 code of the language spoken, such as "en"; empty: heard from the recording."""
+    beam_size: int = Field(default=1, ge=1, le=16)
+    """Hypotheses kept while decoding; 1 is greedy and fastest."""
+    window: Literal["auto"] | Annotated[float, Field(ge=5, le=30)] = "auto"
+    """Seconds the encoder looks at; "auto" follows the recording, 30 is Whisper's own."""
+    vad: bool = True
+    """Skip stretches without speech before transcribing."""
+    vad_min_silence_ms: int = Field(default=500, ge=0, le=10_000)
+    """Shortest silence that is skipped, in milliseconds."""
+    no_speech_threshold: Probability = 0.6
+    """A segment this probably without speech is dropped, if its log-probability is low too; 0 to 1."""
+    log_prob_threshold: float = Field(default=-1.0, le=0)
+    """Mean log-probability a token below which a segment counts as unsure."""
+    compression_ratio_threshold: float = Field(default=2.4, gt=1)
+    """Text that compresses better than this is a repetition, and is transcribed once more."""
+    timeout_s: Seconds = 60.0
+    """Time limit of one transcription, in seconds."""
+
+
+class LlmSettings(Section):
+    """The language model."""
+
+    backend: Literal["llama_cpp"] = "llama_cpp"
+    """Engine that writes the answers."""
+    model: str = ""
+    """Name in the catalogue; empty: the preset's."""
+    context_tokens: int = Field(default=4096, ge=256)
+    """Context of one conversation, prompt and answer, in tokens."""
+    threads: int = Field(default=0, ge=0, le=1024)
+    """CPU threads; 0: one for each core."""
+    gpu_layers: int = Field(default=-1, ge=-1)
+    """Layers computed on the GPU; -1: all."""
+    gpu_only_above_b: float = Field(default=8.0, gt=0)
+    """A model with more billion parameters than this never loads on the CPU."""
+    kv_type: Literal["f16", "q8_0", "q4_0"] = "f16"
+    """Number format of the attention cache; q8_0 halves it and needs flash attention."""
+    flash_attention: Literal["auto"] | bool = "auto"
+    """Fused attention kernels; "auto": where the backend has them."""
+    prefill_chunk_tokens: int = Field(default=256, ge=16, le=4096)
+    """Prompt tokens evaluated at a time; cancelling is looked at between chunks."""
+    system_prompt: str = (
+        "You are june, a helpful voice assistant. Answer in one to three short sentences of plain, "
+        "speakable text, without lists or markdown."
+    )
+    """What the model is told before each conversation."""
+    thinking: bool = False
+    """Let the model think before it answers, if it can; the thought is never spoken."""
+    temperature: float = Field(default=0.7, ge=0, le=2)
+    """Randomness; 0 always takes the likeliest token."""
+    top_p: Probability = 0.8
+    """Smallest set of tokens with this probability in all; 1: off."""
+    top_k: int = Field(default=20, ge=0)
+    """Only the likeliest k tokens; 0: off."""
+    min_p: Probability = 0.0
+    """Only tokens at least this probable against the likeliest; 0: off."""
+    presence_penalty: float = Field(default=1.5, ge=-2, le=2)
+    """Penalty for tokens the answer already holds; 0: off."""
+    repeat_penalty: float = Field(default=1.0, ge=1, le=2)
+    """Factor against tokens seen in the last 64; 1: off."""
+    seed: int = Field(default=-1, ge=-1, le=2**32 - 2)
+    """Seed of the random draw; -1: a new one each time."""
+    max_tokens: int = Field(default=512, ge=1)
+    """Longest answer, thought included, in tokens."""
+    timeout_s: Seconds = 120.0
+    """Time limit of one answer, in seconds."""
+
+
+class TtsSettings(Section):
+    """Text to speech."""
+
+    backend: Literal["piper"] = "piper"
+    """Engine that speaks."""
+    model: str = ""
+    """Name in the catalogue; empty: the preset's."""
+    threads: int = Field(default=0, ge=0, le=1024)
+    """CPU threads; 0: one for each core, four at the most."""
+    speed: float = Field(default=1.0, ge=0.5, le=2)
+    """Speaking rate; 2 is twice as fast."""
+    sentence_pause_s: float = Field(default=0.3, ge=0, le=5)
+    """Pause between two sentences, in seconds."""
+    timeout_s: Seconds = 30.0
+    """Time limit of one sentence, in seconds."""
+
+
+class ReplySettings(Section):
+    """The answer."""
+
+    overlap: Literal["auto"] | bool = "auto"
+    """Speak while the model still writes; "auto": unless they would share too few cores."""
+    max_characters: int = Field(default=8_000, ge=1)
+    """Longest answer that is spoken, in characters; the text is never cut."""
+
+
+class TelemetrySettings(Section):
+    """Logs."""
+
+    log_format: Literal["auto", "console", "json"] = "auto"
+    """"console" for people, "json" for machines; "auto": console on a terminal."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least important level that is logged."""
+    log_content: bool = False
+    """Log what people say and what is answered. Personal data: leave it off."""
+
+
+class Settings(BaseSettings):
+    """All settings; one field a section."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX,
+        env_nested_delimiter="__",
+        extra="forbid",
+        frozen=True,
+        hide_input_in_errors=True,
+        use_attribute_docstrings=True,
+    )
+
+    models: ModelsSettings = ModelsSettings()
+    audio: AudioSettings = AudioSettings()
+    stt: SttSettings = SttSettings()
+    llm: LlmSettings = LlmSettings()
+    tts: TtsSettings = TtsSettings()
+    reply: ReplySettings = ReplySettings()
+    telemetry: TelemetrySettings = TelemetrySettings()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The environment, then secret files, then the settings file, which comes as arguments."""
+        del settings_cls, dotenv_settings
+        secrets = NestedSecretsSettingsSource(
+            file_secret_settings,
+            secrets_dir=_secrets_dir(),
+            secrets_dir_missing="ok",
+            secrets_nested_delimiter="__",
+        )
+        return env_settings, secrets, init_settings
+
+
+def load_settings(file: Path | None = None) -> Settings:
+    """The settings from `file` (by default `settings.toml`, if there is one) and the environment.
+
+    Raises:
+        SettingsError: a file cannot be read, or a key, type or value is wrong.
+    """
+    chosen = file or PROJECT_ROOT / "settings.toml"
+    from_file: dict[str, Any] = {}
+    if file is not None or chosen.exists():
+        from_file = _read_toml(chosen)
+        try:
+            _FileSettings.model_validate(from_file, strict=True)
+        except ValidationError as error:
+            raise SettingsError(_explain(error, lambda _: chosen.name)) from None
+    _refuse_unknown_variables()
+    try:
+        settings = Settings(**from_file)
+    except ValidationError as error:
+        raise SettingsError(_explain(error, _variable_or_secret)) from None
+    except UnreadableSourceError as error:  # names the field and the source, never the value
+        raise SettingsError(f"environment or secret files: {error}.") from None
+    directory = chosen.resolve().parent / settings.models.directory.expanduser()
+    models = settings.models.model_copy(update={"directory": directory})
+    return settings.model_copy(update={"models": models})
+
+
+_FileSettings = create_model(
+    "_FileSettings",
+    __config__=Section.model_config,
+    **{name: (field.annotation, field.default) for name, field in Settings.model_fields.items()},  # type: ignore[call-overload]
+)
+
+
+def _read_toml(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"{file.name}: cannot be read: {error.strerror}.") from None
+    except UnicodeDecodeError:
+        raise SettingsError(f"{file.name}: expected UTF-8 text.") from None
+    except tomllib.TOMLDecodeError as error:
+        # The parser's message names the place, and may quote a single character there.
+        place = re.search(r"\(at (.*)\)$", str(error))
+        where = f" at {place[1]}" if place else ""
+        raise SettingsError(f"{file.name}: expected TOML, and found something else{where}.") from None
+
+
+def _secrets_dir() -> Path:
+    return Path(os.environ.get("JUNE_SECRETS_DIR", "/run/secrets"))
+
+
+def _refuse_unknown_variables() -> None:
+    """An unknown section in the environment would otherwise be ignored without a word."""
+    for variable in os.environ:
+        name = variable.upper()
+        if name.startswith(ENV_PREFIX) and "__" in name:
+            section = name.removeprefix(ENV_PREFIX).partition("__")[0].lower()
+            if section not in Settings.model_fields:
+                raise SettingsError(f"{variable}: {_unknown(section, Settings.model_fields, 'section')}")
+
+
+def _variable_or_secret(location: tuple[str, ...]) -> str:
+    name = ENV_PREFIX + "__".join(location)
+    for variable in os.environ:
+        if variable.upper() == name.upper():
+            return f"environment variable {variable}"
+    return f"secret file {name.lower()}"
+
+
+def _explain(error: ValidationError, name_source: Callable[[tuple[str, ...]], str]) -> str:
+    """One sentence on the first wrong key: its source, its name and what was expected."""
+    errors = error.errors(include_input=False, include_url=False, include_context=False)
+    location = tuple(str(part) for part in errors[0]["loc"][:2])
+    key = ".".join(location)
+    source = name_source(location)
+    if errors[0]["type"] == "extra_forbidden":
+        fields = Settings.model_fields
+        if len(location) == 1:
+            return f"{source}: {_unknown(key, fields, 'section')}"
+        section = cast("type[Section]", fields[location[0]].annotation)
+        return f"{source}: {_unknown(location[1], section.model_fields, f'key in [{location[0]}]')}"
+    expected = dict.fromkeys(
+        each["msg"].removeprefix("Input should be ") for each in errors if each["loc"][:2] == location
+    )
+    return f"{source}: {key}: expected {' or '.join(expected)}."
+
+
+def _unknown(name: str, known: Iterable[str], kind: str) -> str:
+    close = get_close_matches(name, known, n=1)
+    expected = f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(known)}."
+    return f"{name!r} is no {kind}; {expected}"

@@ -1,0 +1,245 @@
+"""Whisper on CTranslate2.
+
+Whisper's encoder was trained on 30 s and its library pads every note to that, which for a short note
+is most of the work. Here its window follows the note (`stt.window = "auto"`), and a result that looks
+like a repetition, the known failure of a short window, is heard once more with the whole 30 s.
+"""
+
+import itertools
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+import ctranslate2
+import numpy as np
+import numpy.typing as npt
+from faster_whisper import WhisperModel
+from faster_whisper.transcribe import Segment
+from faster_whisper.vad import get_speech_timestamps
+
+from june import hardware
+from june.errors import ModelLoadError, TranscriptionError
+from june.messages import ModelDescription, Pcm, Transcript
+from june.settings import SttSettings
+from june.telemetry import log
+from june.workers import ModelThread, StopFlag
+
+SAMPLE_RATE_HZ = 16_000
+FRAMES_PER_S = 100
+FULL_WINDOW_S = 30.0
+SHORTEST_WINDOW_S = 8.0
+WINDOW_MARGIN_S = 2.0
+"""The window is max(8 s, note + 2 s): the tightest in our trials that never ran into a repetition more
+often than the whole window does. One second and 3 s at least ran away in a third of the clips."""
+
+REPEATS_OF_A_RUNAWAY = 4
+LONGEST_REPEATED_PHRASE = 8
+
+FALLBACK_TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+"""Whisper's own schedule: hotter until the text is neither repetitive nor unsure."""
+
+ENERGETIC_RMS = 0.01
+"""-40 dBFS: a recording this loud without speech in it, says the VAD, is listened to once more."""
+
+
+class FasterWhisper:
+    """`SpeechToText` by faster-whisper, on the CPU or a CUDA GPU."""
+
+    def __init__(self, settings: SttSettings, name: str, path: Path) -> None:
+        self._settings = settings
+        self._name = name
+        self._path = path
+        self._thread = ModelThread("stt")
+        self._whisper: _WindowedWhisper | None = None
+        self._device: Literal["cpu", "cuda"] = "cpu"
+
+    async def load(self) -> None:
+        """Read the weights.
+
+        Raises:
+            ModelLoadError: the folder holds no such model, or a GPU is demanded and cannot be used.
+        """
+        await self._thread.run(self._load)
+
+    def _load(self, _stop: StopFlag) -> None:
+        self._device = choose_device(self._settings.device)
+        self._whisper = self._open(self._device)
+
+    def _open(self, device: Literal["cpu", "cuda"]) -> "_WindowedWhisper":
+        compute_type = self._settings.compute_type
+        if compute_type == "auto":
+            compute_type = "float16" if device == "cuda" else "int8"
+        try:
+            return _WindowedWhisper(
+                str(self._path),
+                device=device,
+                compute_type=compute_type,
+                cpu_threads=self._settings.threads or hardware.cpu_cores(),
+            )
+        except (RuntimeError, ValueError, OSError) as error:
+            raise ModelLoadError(f"Whisper model {self._name} cannot be loaded: {error}.") from error
+
+    async def warm_up(self) -> None:
+        """Send a second of silence through the VAD, the encoder and one step of the decoder."""
+        await self._thread.run(self._warm_up)
+
+    def _warm_up(self, _stop: StopFlag) -> None:
+        assert self._whisper is not None  # noqa: S101 - `load` comes first
+        silence = np.zeros(SAMPLE_RATE_HZ, np.float32)
+        get_speech_timestamps(silence)
+        self._whisper.window_s = self._settings.window
+        segments, _ = self._whisper.transcribe(silence, language="en", beam_size=1, max_new_tokens=1)
+        list(segments)
+
+    async def transcribe(self, pcm: Pcm, *, language: str = "") -> Transcript:
+        """What is said in `pcm` (float32, (n_samples,), mono, 16 000 Hz, [-1, 1]); see the Protocol."""
+        return await self._thread.run(self.transcribe_now, pcm, language or self._settings.language)
+
+    def transcribe_now(self, stop: StopFlag, pcm: Pcm, language: str) -> Transcript:
+        """What `transcribe` runs on its thread; blocks."""
+        try:
+            return self._listen(stop, pcm, language)
+        except (RuntimeError, ValueError) as error:
+            if self._device == "cpu":
+                raise TranscriptionError("stt_failed", f"Whisper failed: {type(error).__name__}.") from error
+            log.warning("model.moved", stage="stt", model=self._name, to="cpu", error=type(error).__name__)
+        self._device = "cpu"
+        self._whisper = self._open("cpu")
+        return self.transcribe_now(stop, pcm, language)
+
+    def _listen(self, stop: StopFlag, pcm: Pcm, language: str) -> Transcript:
+        """One pass, and another where the first is suspect: too quick to be right, or to be nothing."""
+        window = self._settings.window
+        segments, heard_language = self._hear(stop, pcm, language, window=window, vad=self._settings.vad)
+        retries = 0
+        if window != FULL_WINDOW_S and any(map(self._is_suspect, segments)):
+            retries = 1
+            segments, heard_language = self._hear(
+                stop, pcm, language, window=FULL_WINDOW_S, vad=self._settings.vad
+            )
+        if not segments and self._settings.vad and _loudest_rms(pcm) >= ENERGETIC_RMS:
+            segments, heard_language = self._hear(stop, pcm, language, window=window, vad=False)
+            segments = [each for each in segments if self._is_surely_speech(each)]
+        text = " ".join(each.text.strip() for each in segments).strip()
+        return Transcript(text, heard_language, len(pcm) / SAMPLE_RATE_HZ, retries)
+
+    def _hear(
+        self, stop: StopFlag, pcm: Pcm, language: str, *, window: float | Literal["auto"], vad: bool
+    ) -> tuple[list[Segment], str]:
+        assert self._whisper is not None  # noqa: S101 - `load` comes first
+        self._whisper.window_s = window
+        self._whisper.stop = stop
+        segments, info = self._whisper.transcribe(
+            pcm,
+            language=language or None,
+            beam_size=self._settings.beam_size,
+            temperature=FALLBACK_TEMPERATURES if window == FULL_WINDOW_S else (0.0,),
+            compression_ratio_threshold=self._settings.compression_ratio_threshold,
+            log_prob_threshold=self._settings.log_prob_threshold,
+            no_speech_threshold=self._settings.no_speech_threshold,
+            condition_on_previous_text=False,
+            # Timestamps only tell where the next 30 s begin.
+            without_timestamps=len(pcm) < FULL_WINDOW_S * SAMPLE_RATE_HZ,
+            vad_filter=vad,
+            vad_parameters={"min_silence_duration_ms": self._settings.vad_min_silence_ms},
+        )
+        return list(segments), info.language
+
+    def _is_suspect(self, segment: Segment) -> bool:
+        return (
+            segment.compression_ratio > self._settings.compression_ratio_threshold
+            or segment.avg_logprob < self._settings.log_prob_threshold
+            or is_repetition(segment.text)
+        )
+
+    def _is_surely_speech(self, segment: Segment) -> bool:
+        return segment.no_speech_prob < self._settings.no_speech_threshold and not self._is_suspect(segment)
+
+    def describe(self) -> ModelDescription:
+        """Model, device, arithmetic and window."""
+        details: dict[str, str | int | float | bool] = {"window": self._settings.window}
+        if self._whisper is not None:
+            details["compute_type"] = self._whisper.model.compute_type
+        return ModelDescription(self._name, "faster_whisper", self._device, details)
+
+    async def close(self) -> None:
+        """Free the model and end its thread."""
+        await self._thread.close()
+        self._whisper = None
+
+
+class _Stopped(Exception):  # noqa: N818 - no error: leaves faster-whisper's loops
+    pass
+
+
+class _WindowedWhisper(WhisperModel):  # type: ignore[misc]  # the library has no types
+    """faster-whisper, but for the length of what its encoder sees, and for stopping between its steps."""
+
+    window_s: float | Literal["auto"] = FULL_WINDOW_S
+    stop = StopFlag()
+
+    def encode(self, features: npt.NDArray[np.float32]) -> ctranslate2.StorageView:
+        if self.stop.is_set():
+            raise _Stopped
+        return super().encode(fit_window(features, self.window_s))
+
+    def generate_with_fallback(self, *args: Any, **kwargs: Any) -> Any:
+        if self.stop.is_set():
+            raise _Stopped
+        return super().generate_with_fallback(*args, **kwargs)
+
+
+def fit_window(
+    features: npt.NDArray[np.float32], window_s: float | Literal["auto"]
+) -> npt.NDArray[np.float32]:
+    """The features as the encoder shall see them: (n_mels, n_frames), 100 frames a second.
+
+    faster-whisper pads the features of a note with zeros to 30 s. Here they are cut to the window and
+    the rest of it is padded with their own minimum, which is what Whisper's features of silence are.
+    """
+    content = int(np.flatnonzero(features.any(axis=0))[-1]) + 1 if features.any() else 0
+    following_s = max(SHORTEST_WINDOW_S, content / FRAMES_PER_S + WINDOW_MARGIN_S)
+    seconds = following_s if window_s == "auto" else window_s
+    frames = max(round(seconds * FRAMES_PER_S / 2) * 2, content)  # the encoder's stride is 2
+    if frames >= features.shape[1]:
+        return features
+    fitted = np.full((features.shape[0], frames), features[:, :content].min(initial=0), features.dtype)
+    fitted[:, :content] = features[:, :content]
+    return fitted
+
+
+def is_repetition(text: str) -> bool:
+    """Whether a phrase of up to 8 words stands in the text four times or more in a row."""
+    words = text.lower().split()
+    for length in range(1, LONGEST_REPEATED_PHRASE + 1):
+        equal = (a == b for a, b in zip(words, words[length:], strict=False))
+        longest = max((sum(1 for _ in run) for same, run in itertools.groupby(equal) if same), default=0)
+        if longest >= length * (REPEATS_OF_A_RUNAWAY - 1):
+            return True
+    return False
+
+
+def choose_device(wanted: Literal["auto", "cpu", "cuda"]) -> Literal["cpu", "cuda"]:
+    """Where Whisper computes: the GPU if it is wanted and CTranslate2 can use it, else the CPU.
+
+    Raises:
+        ModelLoadError: "cuda" is demanded and cannot be used; the text says what is missing.
+    """
+    if wanted == "cpu":
+        return "cpu"
+    missing = hardware.missing_cuda_libraries()
+    if ctranslate2.get_cuda_device_count() > 0 and not missing:
+        return "cuda"
+    if wanted == "cuda":
+        reason = f"{', '.join(missing)} not found" if missing else "CTranslate2 finds no CUDA device"
+        raise ModelLoadError(
+            f'stt.device is "cuda", but {reason}; set it to "auto" or install what is missing.'
+        )
+    return "cpu"
+
+
+def _loudest_rms(pcm: Pcm, block_s: float = 0.4) -> float:
+    """RMS of the loudest block, 0 to 1."""
+    size = int(block_s * SAMPLE_RATE_HZ)
+    blocks: Iterable[Pcm] = np.array_split(pcm, max(1, len(pcm) // size))
+    return max(float(np.sqrt(np.mean(np.square(block)))) for block in blocks)

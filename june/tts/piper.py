@@ -1,0 +1,121 @@
+"""Piper: VITS voices on ONNX Runtime. GPL-3.0-or-later, so an optional part of june."""
+
+import json
+from collections.abc import AsyncGenerator, Generator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from onnxruntime.capi import onnxruntime_pybind11_state as onnx_errors
+from piper import PiperVoice, SynthesisConfig
+from piper.config import PiperConfig
+
+from june import hardware
+from june.errors import ModelLoadError, SynthesisError
+from june.messages import ModelDescription, Speech
+from june.settings import TtsSettings
+from june.workers import ModelThread, StopFlag
+
+MOST_THREADS = 4
+"""A sentence is too small for more: its convolutions gain nothing from a fifth thread."""
+INT16_MAX = 32_767
+ONNX_ERRORS = (
+    onnx_errors.EPFail,
+    onnx_errors.Fail,
+    onnx_errors.InvalidArgument,
+    onnx_errors.InvalidGraph,
+    onnx_errors.InvalidProtobuf,
+    onnx_errors.NoSuchFile,
+    onnx_errors.RuntimeException,
+)
+"""ONNX Runtime's exceptions share no ancestor but `Exception`."""
+
+
+class Piper:
+    """`TextToSpeech` by Piper, on the CPU: for these small networks a GPU is often slower."""
+
+    def __init__(self, settings: TtsSettings, name: str, path: Path) -> None:
+        self._settings = settings
+        self._name = name
+        self._path = path
+        self._thread = ModelThread("tts")
+        self._voice: PiperVoice | None = None
+        self._session: _Session | None = None
+
+    async def load(self) -> None:
+        """Read the weights.
+
+        Raises:
+            ModelLoadError: the file is no Piper voice.
+        """
+        await self._thread.run(self._load)
+
+    def _load(self, _stop: StopFlag) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = self._settings.threads or min(hardware.cpu_cores(), MOST_THREADS)
+        options.enable_cpu_mem_arena = False  # the arena keeps the longest sentence's memory for ever
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        try:
+            config = PiperConfig.from_dict(json.loads(Path(f"{self._path}.json").read_text("utf-8")))
+            session = onnxruntime.InferenceSession(
+                str(self._path), sess_options=options, providers=["CPUExecutionProvider"]
+            )
+        except (OSError, ValueError, KeyError, *ONNX_ERRORS) as error:
+            raise ModelLoadError(f"Voice {self._name} cannot be loaded: {type(error).__name__}.") from error
+        self._session = _Session(session)
+        self._voice = PiperVoice(session=self._session, config=config)
+
+    async def warm_up(self) -> None:
+        """Speak a short sentence to nobody."""
+        async for _ in self.synthesize("Hello, I am ready."):
+            pass
+
+    def synthesize(self, text: str, *, voice: str = "") -> AsyncGenerator[Speech, None]:
+        """The text, spoken, one piece a sentence; see the Protocol."""
+        return self._thread.stream(self.synthesize_now, text, voice)
+
+    def synthesize_now(self, stop: StopFlag, text: str, voice: str = "") -> Generator[Speech, None, None]:
+        """What `synthesize` runs on its thread; blocks."""
+        assert self._voice is not None  # noqa: S101 - `load` comes first
+        assert self._session is not None  # noqa: S101
+        if voice not in {"", self._name}:
+            raise SynthesisError("voice_unknown", f"The voice {voice!r} is not loaded.")
+        config = SynthesisConfig(length_scale=1 / self._settings.speed, normalize_audio=False)
+        try:
+            with self._session.interruptible(stop):
+                for chunk in self._voice.synthesize(text, config):
+                    samples = np.clip(chunk.audio_float_array * INT16_MAX, -INT16_MAX, INT16_MAX)
+                    yield Speech(samples.astype(np.int16), chunk.sample_rate)
+        except ONNX_ERRORS as error:
+            if not stop.is_set():
+                raise SynthesisError("tts_failed", f"Piper failed: {type(error).__name__}.") from None
+
+    def describe(self) -> ModelDescription:
+        """Voice and speed."""
+        return ModelDescription(self._name, "piper", "cpu", {"speed": self._settings.speed})
+
+    async def close(self) -> None:
+        """Free the model and end its thread."""
+        await self._thread.close()
+        self._voice = self._session = None
+
+
+class _Session:
+    """ONNX Runtime's session as Piper calls it, but interruptible in the middle of a sentence."""
+
+    def __init__(self, session: onnxruntime.InferenceSession) -> None:
+        self._session = session
+        self._options = onnxruntime.RunOptions()
+
+    @contextmanager
+    def interruptible(self, stop: StopFlag) -> Iterator[None]:
+        """Let `stop` end the runs in this block."""
+        options = self._options = onnxruntime.RunOptions()
+        with stop.interrupts(lambda: setattr(options, "terminate", True)):
+            yield
+
+    def run(self, outputs: list[str] | None, inputs: dict[str, Any]) -> list[Any]:
+        """What `onnxruntime.InferenceSession.run` gives."""
+        return list(self._session.run(outputs, inputs, self._options))

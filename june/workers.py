@@ -1,0 +1,186 @@
+"""The only place that owns threads: one dedicated thread for each model.
+
+A model computes on its own `ModelThread`, so that the event loop never waits for it. The thread's
+queue is bounded; the caller's context variables (the trace among them) travel with each job; a
+generator runs to its end inside the thread and only its items come out. Whoever cancels a job waits
+until the thread has let go of it, so that a cancelled turn leaves nothing running.
+
+What this does not do: interrupt native code. A job is asked to stop through its `StopFlag`, and
+stops where it looks at the flag or where its library can be interrupted.
+"""
+
+import asyncio
+import queue
+import threading
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator
+from concurrent.futures import Future
+from contextlib import closing, contextmanager, suppress
+from contextvars import copy_context
+from typing import Concatenate, ParamSpec, TypeVar
+
+from june.errors import Stage, StageError
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+MAX_JOBS = 64
+MAX_ITEMS = 256
+
+
+class StopFlag:
+    """Set when nobody wants a job's result any more."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._is_set = False
+        self._interrupt: Callable[[], object] | None = None
+
+    def is_set(self) -> bool:
+        """Whether the job should stop."""
+        return self._is_set
+
+    def set(self) -> None:
+        """Ask the job to stop, and interrupt the library call it is in."""
+        with self._lock:
+            self._is_set = True
+            if self._interrupt is not None:
+                self._interrupt()
+
+    @contextmanager
+    def interrupts(self, interrupt: Callable[[], object]) -> Iterator[None]:
+        """Call `interrupt`, from another thread, if the flag is set during the block or was before."""
+        with self._lock:
+            self._interrupt = interrupt
+            if self._is_set:
+                interrupt()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._interrupt = None
+
+
+class ModelThread:
+    """One thread that runs one job after the other.
+
+    Args:
+        stage: the stage its jobs belong to; names the thread and its errors.
+        max_jobs: jobs that may wait; one more is refused with the code "busy".
+    """
+
+    def __init__(self, stage: Stage, *, max_jobs: int = MAX_JOBS) -> None:
+        self._stage = stage
+        self._jobs: queue.Queue[Callable[[], None] | None] = queue.Queue(max_jobs)
+        self._thread = threading.Thread(target=self._work, name=f"june-{stage}", daemon=True)
+        self._thread.start()
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            job()
+
+    async def run(
+        self, function: Callable[Concatenate[StopFlag, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """The result of `function(stop, …)`, computed on the thread.
+
+        If the caller is cancelled, the flag is set, the caller waits for the function to return, and
+        `CancelledError` is raised again; a job that has not begun is dropped.
+
+        Raises:
+            StageError: too many jobs wait already (code "busy"); or whatever `function` raises.
+        """
+        outcome: Future[T] = Future()
+        stop = StopFlag()
+        context = copy_context()
+
+        def job() -> None:
+            if not outcome.set_running_or_notify_cancel():
+                return
+            try:
+                result = context.run(function, stop, *args, **kwargs)
+            except BaseException as error:  # handed on to the caller, whatever it is
+                outcome.set_exception(error)
+            else:
+                outcome.set_result(result)
+
+        try:
+            self._jobs.put_nowait(job)
+        except queue.Full:
+            raise StageError(
+                self._stage, "busy", f"{self._jobs.maxsize} jobs wait for {self._stage} already"
+            ) from None
+        finished = asyncio.wrap_future(outcome)
+        try:
+            return await asyncio.shield(finished)
+        except asyncio.CancelledError:
+            if not outcome.cancel():
+                stop.set()
+            await _settled(finished)
+            raise
+
+    async def stream(
+        self,
+        function: Callable[Concatenate[StopFlag, P], Generator[T, None, None]],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> AsyncGenerator[T, None]:
+        """The items of the generator `function(stop, …)`, which runs to its end on the thread.
+
+        The thread runs at most `MAX_ITEMS` ahead of the reader. Closing the stream stops the
+        generator and waits until the thread has let go of it.
+
+        Raises:
+            StageError: too many jobs wait already (code "busy"); or whatever `function` raises.
+        """
+        loop = asyncio.get_running_loop()
+        items: asyncio.Queue[T | None] = asyncio.Queue()
+        room = threading.Semaphore(MAX_ITEMS)
+
+        def produce(stop: StopFlag) -> None:
+            with closing(function(stop, *args, **kwargs)) as generator:
+                for item in generator:
+                    if not room.acquire(blocking=False):
+                        with stop.interrupts(room.release):
+                            room.acquire()
+                    if stop.is_set():
+                        return
+                    loop.call_soon_threadsafe(items.put_nowait, item)
+
+        producer = asyncio.create_task(self.run(produce))
+        producer.add_done_callback(lambda _: items.put_nowait(None))
+        try:
+            while (item := await items.get()) is not None:
+                yield item
+                room.release()
+            await producer  # raises what the generator raised
+        finally:
+            producer.cancel()
+            await _settled(producer)
+
+    async def close(self) -> None:
+        """Let the thread finish what is queued, and end it."""
+        loop = asyncio.get_running_loop()
+        ended = loop.create_future()
+
+        def last_job() -> None:
+            loop.call_soon_threadsafe(ended.set_result, None)
+
+        while self._thread.is_alive():
+            try:
+                self._jobs.put_nowait(last_job)
+                self._jobs.put_nowait(None)
+            except queue.Full:
+                await asyncio.sleep(0.01)
+            else:
+                await ended
+                self._thread.join()
+                return
+
+
+async def _settled(future: asyncio.Future[T]) -> None:
+    """Return when the future is done, however often the caller is cancelled meanwhile."""
+    while not future.done():
+        with suppress(asyncio.CancelledError):
+            await asyncio.wait([future])
+    if not future.cancelled():
+        future.exception()  # marks it as seen
