@@ -21,10 +21,10 @@ from typing import Annotated, Any, Literal, cast
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     SecretStr,
-    Strict,
     ValidationError,
     create_model,
 )
@@ -43,7 +43,7 @@ ENV_PREFIX = "JUNE_"
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 """Where `settings.toml` and `models/` stand: the checkout, or the container's work directory."""
 
-PathSetting = Annotated[Path, Strict(strict=False)]
+PathSetting = Annotated[Path, BeforeValidator(lambda value: Path(value) if isinstance(value, str) else value)]
 Seconds = Annotated[float, Field(gt=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 

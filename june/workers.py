@@ -115,7 +115,7 @@ class ModelThread:
         except asyncio.CancelledError:
             if not outcome.cancel():
                 stop.set()
-            await _settled(finished)
+            await settled(finished)
             raise
 
     async def stream(
@@ -155,7 +155,7 @@ class ModelThread:
             await producer  # raises what the generator raised
         finally:
             producer.cancel()
-            await _settled(producer)
+            await settled(producer)
 
     async def close(self) -> None:
         """Let the thread finish what is queued, and end it."""
@@ -177,7 +177,7 @@ class ModelThread:
                 return
 
 
-async def _settled(future: asyncio.Future[T]) -> None:
+async def settled(future: asyncio.Future[T]) -> None:
     """Return when the future is done, however often the caller is cancelled meanwhile."""
     while not future.done():
         with suppress(asyncio.CancelledError):

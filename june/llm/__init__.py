@@ -49,3 +49,9 @@ def create(settings: LlmSettings, name: str, path: Path) -> ChatModel:
     """
     module, _, backend = _BACKENDS[settings.backend].partition(":")
     return cast("ChatModel", getattr(import_module(module), backend)(settings, name, path))
+
+
+def gpu_offload_supported(settings: LlmSettings) -> bool:
+    """Whether the backend that the settings name was built for a GPU."""
+    module = import_module(_BACKENDS[settings.backend].partition(":")[0])
+    return bool(module.gpu_offload_supported())

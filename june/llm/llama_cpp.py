@@ -79,8 +79,12 @@ class LlamaCpp:
 
     def stream(self, request: ChatRequest) -> AsyncGenerator[Delta, None]:
         """The answer, piece by piece; see the Protocol."""
+        return self._thread.stream(self.stream_now, request)
+
+    def stream_now(self, stop: StopFlag, request: ChatRequest) -> Generator[Delta, None, None]:
+        """What `stream` runs on its thread; blocks."""
         assert self._engine is not None  # noqa: S101 - `load` comes first
-        return self._thread.stream(self._engine.generate, request)
+        return self._engine.generate(stop, request)
 
     def describe(self) -> ModelDescription:
         """Model, device, context and cache."""
@@ -117,7 +121,7 @@ class Engine:
                 f"Language model {name} was read, but there is no room for a context of "
                 f"{settings.context_tokens} tokens; lower llm.context_tokens."
             )
-        self.offloaded = bool(llama_cpp.llama_supports_gpu_offload()) and settings.gpu_layers != 0
+        self.offloaded = gpu_offload_supported() and settings.gpu_layers != 0
         self._settings = settings
         self._memory = llama_cpp.llama_get_memory(self._context)
         self._vocabulary = llama_cpp.llama_model_get_vocab(self._model)
@@ -220,9 +224,7 @@ class Engine:
                 return False
             chunk = tokens[begin : begin + size]
             array = (llama_cpp.llama_token * len(chunk))(*chunk)  # the batch only points at it
-            status = llama_cpp.llama_decode(
-                self._context, llama_cpp.llama_batch_get_one(array, len(chunk))
-            )
+            status = llama_cpp.llama_decode(self._context, llama_cpp.llama_batch_get_one(array, len(chunk)))
             if status == DECODE_ABORTED:
                 return False
             if status != 0:
@@ -292,6 +294,11 @@ class Engine:
             )
         )
         return Jinja2ChatFormatter(template.decode(), eos_token=eos, bos_token=bos)
+
+
+def gpu_offload_supported() -> bool:
+    """Whether llama.cpp was built for a GPU, and finds one."""
+    return bool(llama_cpp.llama_supports_gpu_offload())
 
 
 def _context_params(settings: LlmSettings) -> Any:

@@ -5,7 +5,6 @@ is most of the work. Here its window follows the note (`stt.window = "auto"`), a
 like a repetition, the known failure of a short window, is heard once more with the whole 30 s.
 """
 
-import itertools
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +23,9 @@ from june.settings import SttSettings
 from june.telemetry import log
 from june.workers import ModelThread, StopFlag
 
+Window = float | Literal["auto"]
+"""Seconds that the encoder looks at, 5 to 30, or "auto"."""
+
 SAMPLE_RATE_HZ = 16_000
 FRAMES_PER_S = 100
 FULL_WINDOW_S = 30.0
@@ -32,8 +34,8 @@ WINDOW_MARGIN_S = 2.0
 """The window is max(8 s, note + 2 s): the tightest in our trials that never ran into a repetition more
 often than the whole window does. One second and 3 s at least ran away in a third of the clips."""
 
-REPEATS_OF_A_RUNAWAY = 4
-LONGEST_REPEATED_PHRASE = 8
+LONGEST_CHANCE_REPEAT = 8
+"""Words that stand twice in a text in the same order by chance, at most."""
 
 FALLBACK_TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 """Whisper's own schedule: hotter until the text is neither repetitive nor unsure."""
@@ -95,21 +97,23 @@ class FasterWhisper:
         """What is said in `pcm` (float32, (n_samples,), mono, 16 000 Hz, [-1, 1]); see the Protocol."""
         return await self._thread.run(self.transcribe_now, pcm, language or self._settings.language)
 
-    def transcribe_now(self, stop: StopFlag, pcm: Pcm, language: str) -> Transcript:
-        """What `transcribe` runs on its thread; blocks."""
+    def transcribe_now(
+        self, stop: StopFlag, pcm: Pcm, language: str = "", *, window: Window | None = None
+    ) -> Transcript:
+        """What `transcribe` runs on its thread; blocks. `window` may differ from the settings'."""
+        window = window or self._settings.window
         try:
-            return self._listen(stop, pcm, language)
+            return self._listen(stop, pcm, language, window)
         except (RuntimeError, ValueError) as error:
             if self._device == "cpu":
                 raise TranscriptionError("stt_failed", f"Whisper failed: {type(error).__name__}.") from error
             log.warning("model.moved", stage="stt", model=self._name, to="cpu", error=type(error).__name__)
         self._device = "cpu"
         self._whisper = self._open("cpu")
-        return self.transcribe_now(stop, pcm, language)
+        return self.transcribe_now(stop, pcm, language, window=window)
 
-    def _listen(self, stop: StopFlag, pcm: Pcm, language: str) -> Transcript:
-        """One pass, and another where the first is suspect: too quick to be right, or to be nothing."""
-        window = self._settings.window
+    def _listen(self, stop: StopFlag, pcm: Pcm, language: str, window: Window) -> Transcript:
+        """One pass, and another where the first looks like a runaway, or missed a loud recording."""
         segments, heard_language = self._hear(stop, pcm, language, window=window, vad=self._settings.vad)
         retries = 0
         if window != FULL_WINDOW_S and any(map(self._is_suspect, segments)):
@@ -124,7 +128,7 @@ class FasterWhisper:
         return Transcript(text, heard_language, len(pcm) / SAMPLE_RATE_HZ, retries)
 
     def _hear(
-        self, stop: StopFlag, pcm: Pcm, language: str, *, window: float | Literal["auto"], vad: bool
+        self, stop: StopFlag, pcm: Pcm, language: str, *, window: Window, vad: bool
     ) -> tuple[list[Segment], str]:
         assert self._whisper is not None  # noqa: S101 - `load` comes first
         self._whisper.window_s = window
@@ -175,7 +179,7 @@ class _Stopped(Exception):  # noqa: N818 - no error: leaves faster-whisper's loo
 class _WindowedWhisper(WhisperModel):  # type: ignore[misc]  # the library has no types
     """faster-whisper, but for the length of what its encoder sees, and for stopping between its steps."""
 
-    window_s: float | Literal["auto"] = FULL_WINDOW_S
+    window_s: Window = FULL_WINDOW_S
     stop = StopFlag()
 
     def encode(self, features: npt.NDArray[np.float32]) -> ctranslate2.StorageView:
@@ -189,9 +193,7 @@ class _WindowedWhisper(WhisperModel):  # type: ignore[misc]  # the library has n
         return super().generate_with_fallback(*args, **kwargs)
 
 
-def fit_window(
-    features: npt.NDArray[np.float32], window_s: float | Literal["auto"]
-) -> npt.NDArray[np.float32]:
+def fit_window(features: npt.NDArray[np.float32], window_s: Window) -> npt.NDArray[np.float32]:
     """The features as the encoder shall see them: (n_mels, n_frames), 100 frames a second.
 
     faster-whisper pads the features of a note with zeros to 30 s. Here they are cut to the window and
@@ -209,13 +211,19 @@ def fit_window(
 
 
 def is_repetition(text: str) -> bool:
-    """Whether a phrase of up to 8 words stands in the text four times or more in a row."""
+    """Whether the text says a word four times in a row, or a phrase again: what a runaway looks like.
+
+    A phrase of up to three words has to stand there four times, a longer one twice; of a very long one
+    the same eight words are enough. A person who does speak so is heard twice, and understood.
+    """
     words = text.lower().split()
-    for length in range(1, LONGEST_REPEATED_PHRASE + 1):
-        equal = (a == b for a, b in zip(words, words[length:], strict=False))
-        longest = max((sum(1 for _ in run) for same, run in itertools.groupby(equal) if same), default=0)
-        if longest >= length * (REPEATS_OF_A_RUNAWAY - 1):
-            return True
+    for distance in range(1, len(words)):
+        enough = min(distance * (3 if distance <= 3 else 1), LONGEST_CHANCE_REPEAT)  # noqa: PLR2004
+        run = 0
+        for word, later in zip(words, words[distance:], strict=False):
+            run = run + 1 if word == later else 0
+            if run >= enough:
+                return True
     return False
 
 

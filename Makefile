@@ -1,0 +1,66 @@
+# The README's two commands are `make demo` and `make test`; everything else serves them.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes
+
+# llama.cpp's multimodal part is not used. With options of one's own (CUDA) no cached build will do.
+CMAKE_ARGS ?= -DLLAVA_BUILD=OFF
+export CMAKE_ARGS
+ifneq ($(origin CMAKE_ARGS),file)
+PIP += --no-cache-dir
+endif
+
+.PHONY: demo test lint install install-dev models lock clean
+
+demo: models
+	@$(BIN)/python -m june ask june/bench/questions/sky.ogg --out reply.ogg
+
+test: install-dev models
+	@$(BIN)/python -m pytest -m "not slow"
+
+lint: install-dev
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+install: $(VENV)/.installed
+
+install-dev: $(VENV)/.installed-dev
+
+models: install
+	@$(BIN)/python -m june models pull starter
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "june needs Python 3.11 or newer; PYTHON=... names one.")'
+	@$(PYTHON) -m venv $(VENV) || { echo "Making a virtual environment needs a package: apt-get install python3-venv"; rm -rf $(VENV); exit 1; }
+
+# Also what llama-cpp-python is compiled with, so that its build is pinned too.
+$(VENV)/.installed-build: requirements/build.txt | $(BIN)/python
+	@command -v c++ g++ clang++ >/dev/null || { echo "llama.cpp is compiled on this machine, and there is no C++ compiler: apt-get install g++"; exit 1; }
+	@echo "Installing the build tools ..."
+	@$(PIP) --requirement requirements/build.txt
+	@touch $@
+
+$(VENV)/.installed: requirements/runtime.txt $(VENV)/.installed-build
+	@echo "Installing june's libraries; llama.cpp is compiled, which takes 4 to 8 minutes on two cores, once ..."
+	@$(PIP) --no-build-isolation --requirement requirements/runtime.txt
+	@touch $@
+
+$(VENV)/.installed-dev: requirements/dev.txt $(VENV)/.installed
+	@echo "Installing what tests and linters need ..."
+	@$(PIP) --no-build-isolation --requirement requirements/dev.txt
+	@touch $@
+
+# Pins what pyproject.toml asks for: versions and hashes, no addresses. Needs uv.
+LOCK := uv pip compile --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
+	--no-emit-index-url --no-emit-find-links --quiet
+lock:
+	$(LOCK) --group pyproject.toml:build --output-file requirements/build.txt
+	$(LOCK) pyproject.toml --extra piper --output-file requirements/runtime.txt
+	$(LOCK) pyproject.toml --extra piper --group dev --constraint requirements/runtime.txt --output-file requirements/dev.txt
+
+clean:
+	rm -rf $(VENV)

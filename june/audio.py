@@ -1,0 +1,361 @@
+"""Recordings in, voice messages out: bytes -> PCM and PCM -> OGG/Opus, with FFmpeg's libraries (PyAV).
+
+A recording comes from a stranger's machine. `decode` guards against: size in bytes; containers and
+codecs outside a short list (the container is told by its first bytes, so FFmpeg probes no other
+demuxer and opens nothing but these bytes); sample rate and channels; length, counted while decoding;
+headers that ask for gigabytes (FFmpeg may make no allocation above 32 MiB, in the whole process).
+It does not bound the time that 20 MB of absurdly short frames take, which is for the caller's limit.
+"""
+
+import ctypes
+import io
+import math
+import re
+import struct
+from typing import cast
+
+import av
+import numpy as np
+import numpy.typing as npt
+from av.audio import AudioFrame, AudioStream
+from av.audio.codeccontext import AudioCodecContext
+from av.container import InputContainer
+from av.error import BlockingIOError as FilterNeedsInputError
+from av.error import EOFError as FilterDrainedError
+from av.filter import Graph
+
+from june.errors import AudioError
+from june.messages import Pcm, Voice
+from june.settings import AudioSettings
+
+_DECODED_RATE_HZ = 16_000
+_MIN_DURATION_S = 0.1
+_MIN_RATE_HZ, _MAX_RATE_HZ = 8_000, 192_000
+_MAX_CHANNELS = 8
+
+_CONTAINERS = {
+    "flac": rb"fLaC",
+    "matroska": rb"\x1aE\xdf\xa3",  # WebM too
+    "mov": rb".{4}ftyp",  # MP4, M4A
+    "mp3": rb"ID3|\xff[\xe2\xe3\xf2\xf3\xfa\xfb]",  # a tag, or a frame header of layer III
+    "ogg": rb"OggS",
+    "wav": rb"RIFF.{4}WAVE",
+}
+"""FFmpeg's demuxer, and how its files begin."""
+_OTHER_CONTAINERS = rb"FORM.{4}AIF|RIFF|RF64|#!AMR|caff|FLV|\x30\x26\xb2\x75|\xff[\xf0\xf1\xf8\xf9]"
+"""AIFF, AVI, RF64, AMR, CAF, FLV, ASF/WMA, ADTS: known, and not accepted."""
+_CODECS = {
+    "aac", "flac", "mp3", "opus", "vorbis",
+    "pcm_alaw", "pcm_f32le", "pcm_f64le", "pcm_mulaw", "pcm_s16le", "pcm_s24le", "pcm_s32le", "pcm_u8",
+}  # fmt: skip
+_OPEN_OPTIONS = {
+    "codec_whitelist": ",".join([*sorted(_CODECS), "mp3float"]),  # names of decoders, not of codecs
+    "max_streams": "8",
+    "protocol_whitelist": "none",
+}
+_CLEANUP_FILTERS = (
+    ("highpass", "f=80"),
+    ("afftdn", ""),
+    # Over 36 clips (quiet, pink and white noise, hum) loudnorm heard as well with Whisper
+    # tiny.en at 170 ms for 10 s against 40 ms; dynaudnorm left quiet recordings quiet.
+    ("speechnorm", "e=50:r=0.0001"),
+)
+
+_OPUS_RATE_HZ = 48_000
+_OPUS_OPTIONS = {
+    "application": "voip",
+    # 10 s of speech take 76 ms; libopus's own default of 10 takes 100 ms and 3 takes 61 ms, for a
+    # frequency-weighted segmental SNR 1 dB higher and 1.3 dB lower. Frames of 40 or 60 ms are slower.
+    "compression_level": "5",
+}
+_OPUS_FRAME_S = 0.02
+
+# A 2.6 kB MP4 whose tables promise 70 million samples made FFmpeg fill 2.4 GB, and an ID3 tag unpacked
+# 200 MB; PyAV has no name for this limit. FFmpeg's largest honest one here is the 21 MB of speechnorm.
+ctypes.CDLL(av.frame.__file__).av_max_alloc(ctypes.c_size_t(32 * 2**20))
+
+
+def decode(data: bytes, settings: AudioSettings) -> Pcm:
+    """The samples of a recording: float32 (n_samples,), mono, 16 000 Hz, [-1, 1].
+
+    Reads OGG, WebM/Matroska, MP3, MP4/M4A, WAV and FLAC; of a video its first audio stream. What was
+    cut off is refused where the container shows it: OGG, WAV, MP4 and FLAC. Of MP3 and WebM the part
+    that is there is read.
+
+    Raises:
+        AudioError: stage "decode"; the code is audio_empty, audio_too_large, audio_too_long,
+            audio_too_short (under 0.1 s), audio_unsupported (a container, codec, sample rate or number
+            of channels that is not accepted) or audio_unreadable (no recording, damaged or cut off).
+    """
+    if not data:
+        raise AudioError("decode", "audio_empty", "the recording has 0 bytes")
+    if len(data) > settings.max_bytes:
+        detail = f"the recording has {len(data)} bytes, {settings.max_bytes} are accepted"
+        raise AudioError("decode", "audio_too_large", detail)
+    demuxer = _demuxer(data)
+    if (demuxer == "ogg" and _ogg_is_cut(data)) or (demuxer == "wav" and _wav_is_cut(data)):
+        raise AudioError("decode", "audio_unreadable", f"the {demuxer} recording is cut off")
+    try:
+        with av.open(
+            io.BytesIO(data),
+            "r",
+            demuxer,
+            container_options=_OPEN_OPTIONS,
+            metadata_encoding="latin-1",  # any bytes are valid, and 20 MB of them decode in no time
+        ) as container:
+            return _decode_stream(container, _accepted_stream(container, settings), settings)
+    except av.FFmpegError as error:
+        detail = f"FFmpeg cannot read the {demuxer} recording: {error.strerror}"
+        raise AudioError("decode", "audio_unreadable", detail) from error
+
+
+def _demuxer(data: bytes) -> str:
+    for demuxer, beginning in _CONTAINERS.items():
+        if re.match(beginning, data, re.DOTALL):
+            return demuxer
+    if re.match(_OTHER_CONTAINERS, data, re.DOTALL):
+        raise AudioError("decode", "audio_unsupported", "the recording's container is not accepted")
+    raise AudioError("decode", "audio_unreadable", "the file is no recording of a known container")
+
+
+def _ogg_is_cut(data: bytes) -> bool:
+    """Whether the last page is not whole (RFC 3533, section 6).
+
+    A missing end-of-stream flag says nothing: Telegram's own recorders set it only where the last frame
+    is not a full one.
+    """
+    header_bytes, longest_page_bytes = 27, 27 + 255 + 255 * 255
+    page = data.rfind(b"OggS", max(0, len(data) - longest_page_bytes))
+    if page < 0 or page + header_bytes > len(data):
+        return True
+    body = page + header_bytes + data[page + 26]
+    return body + sum(data[page + header_bytes : body]) != len(data)
+
+
+def _wav_is_cut(data: bytes) -> bool:
+    """Whether the data chunk promises more than there is; 0xFFFFFFFF stands for "not known yet"."""
+    chunk = len(b"RIFF....WAVE")
+    for _ in range(64):  # honest files have a handful of chunks
+        if chunk + 8 > len(data):
+            break
+        name, size = struct.unpack_from("<4sI", data, chunk)
+        if name == b"data":
+            return size != 0xFFFFFFFF and chunk + 8 + size > len(data)
+        chunk += 8 + size + size % 2
+    return False
+
+
+def _accepted_stream(container: InputContainer, settings: AudioSettings) -> AudioStream:
+    # A longer claim is believed, since only its author loses by it; a shorter one is not.
+    if container.duration is not None and container.duration / av.time_base > settings.max_duration_s:
+        raise _too_long(settings)
+    if not container.streams.audio:
+        raise AudioError("decode", "audio_unreadable", "the file holds no audio stream")
+    stream = container.streams.audio[0]
+    context: AudioCodecContext | None = stream.codec_context
+    if context is None or context.codec.canonical_name not in _CODECS:
+        raise AudioError("decode", "audio_unsupported", "the recording's codec is not accepted")
+    _refuse_shape(context.sample_rate, context.layout.nb_channels)
+    return stream
+
+
+def _refuse_shape(rate_hz: int, channels: int) -> None:
+    if not (_MIN_RATE_HZ <= rate_hz <= _MAX_RATE_HZ and 1 <= channels <= _MAX_CHANNELS):
+        detail = f"the recording has {channels} channels at {rate_hz} Hz"
+        raise AudioError("decode", "audio_unsupported", detail)
+
+
+def _too_long(settings: AudioSettings) -> AudioError:
+    detail = f"the recording is longer than {settings.max_duration_s:g} s"
+    return AudioError("decode", "audio_too_long", detail)
+
+
+def _decode_stream(container: InputContainer, stream: AudioStream, settings: AudioSettings) -> Pcm:
+    pcm = bytearray()
+    graph = None
+    shape: tuple[int, int, str] | None = None
+    duration_s = 0.0
+    for frame in container.decode(stream):
+        frame_shape = (frame.sample_rate, frame.layout.nb_channels, frame.format.name)
+        if graph is None:
+            _refuse_shape(frame.sample_rate, frame.layout.nb_channels)
+            shape = frame_shape
+            graph = _resampling_graph(frame, cleanup=settings.cleanup)
+        elif frame_shape != shape:
+            raise AudioError("decode", "audio_unsupported", "the recording changes its format midway")
+        duration_s += frame.samples / frame.sample_rate
+        if duration_s > settings.max_duration_s:
+            raise _too_long(settings)
+        graph.push(frame)
+        pcm += _filtered(graph)
+    if graph is None or not duration_s:
+        raise AudioError("decode", "audio_empty", "the recording holds no samples")
+    if duration_s < _MIN_DURATION_S:
+        raise AudioError("decode", "audio_too_short", f"the recording lasts {duration_s:.3f} s")
+    graph.push(None)
+    pcm += _filtered(graph)
+    samples = np.frombuffer(pcm, np.int16).astype(np.float32)
+    samples /= 32_768
+    return samples
+
+
+def _resampling_graph(frame: AudioFrame, *, cleanup: bool) -> Graph:
+    """FFmpeg filters from frames like this one to int16, mono, 16 000 Hz.
+
+    Integers, because they saturate: a WAV of floats may hold NaN, infinity and anything above 1.
+    """
+    graph = Graph()
+    graph.threads = 1
+    target = f"sample_rates={_DECODED_RATE_HZ}:sample_fmts=s16:channel_layouts=mono"
+    filters = [("aformat", target)]
+    if cleanup:  # after resampling: less to compute, and one cost for every source
+        filters = [*filters, *_CLEANUP_FILTERS, *filters]
+    graph.link_nodes(
+        graph.add(
+            "abuffer",
+            sample_rate=str(frame.sample_rate),
+            sample_fmt=frame.format.name,
+            channel_layout=frame.layout.name,
+        ),
+        *(graph.add(name, arguments) for name, arguments in filters),
+        graph.add("abuffersink"),
+    ).configure()
+    return graph
+
+
+def _filtered(graph: Graph) -> bytes:
+    """Whatever int16 samples the graph has ready."""
+    ready: list[memoryview] = []
+    while True:
+        try:
+            frame = cast(AudioFrame, graph.pull())
+        except (FilterNeedsInputError, FilterDrainedError):
+            return b"".join(ready)
+        ready.append(memoryview(frame.planes[0])[: frame.samples * 2])
+
+
+class OpusEncoder:
+    """Writes one voice message, sentence by sentence: OGG/Opus, 48 000 Hz, mono.
+
+    What is written is joined without a gap; a pause is written as zeros.
+
+    Args:
+        bitrate: bit/s, 6 000 to 128 000.
+    """
+
+    def __init__(self, bitrate: int) -> None:
+        self._file = io.BytesIO()
+        self._container = av.open(self._file, "w", format="ogg")
+        self._stream = self._container.add_stream(
+            "libopus", rate=_OPUS_RATE_HZ, layout="mono", options=_OPUS_OPTIONS
+        )
+        self._stream.bit_rate = bitrate
+        self._written: list[npt.NDArray[np.int16]] = []
+        self._rate_hz = 0
+
+    def write(self, samples: npt.NDArray[np.int16], sample_rate_hz: int) -> None:
+        """Encode int16 samples, shape (n_samples,), mono; every write of a message has the same rate.
+
+        Raises:
+            AudioError: stage "encode", encode_failed: libopus or the resampler gave up.
+        """
+        if not samples.size:
+            return
+        if self._written and sample_rate_hz != self._rate_hz:
+            detail = f"{sample_rate_hz} Hz follow {self._rate_hz} Hz in one voice message"
+            raise AudioError("encode", "encode_failed", detail)
+        self._rate_hz = sample_rate_hz
+        self._written.append(samples)
+        for start in range(0, samples.size, sample_rate_hz):  # a second at a time
+            self._encode(samples[start : start + sample_rate_hz])
+
+    def finish(self) -> Voice:
+        """The voice message; its duration is that of the samples written.
+
+        Nothing can be written afterwards. The waveform has one byte for each 100 ms or coarser, 256 at
+        the most: the RMS of a chunk, the loudest being 255 (Discord's rule).
+
+        Raises:
+            AudioError: stage "encode", encode_failed: nothing was written, or the encoder gave up.
+        """
+        if not self._written:
+            raise AudioError("encode", "encode_failed", "no samples were written")
+        samples = np.concatenate(self._written)
+        duration_s = samples.size / self._rate_hz
+        missing = math.ceil(_OPUS_FRAME_S * self._rate_hz) - samples.size
+        if missing > 0:  # less than one frame of Opus cannot be decoded
+            self._encode(np.zeros(missing, np.int16))
+        self._encode(None)
+        self._container.close()
+        return Voice(self._file.getvalue(), duration_s, _waveform(samples, duration_s))
+
+    def _encode(self, samples: npt.NDArray[np.int16] | None) -> None:
+        frame = None
+        if samples is not None:
+            frame = AudioFrame.from_ndarray(np.ascontiguousarray(samples[np.newaxis]), "s16", "mono")
+            frame.sample_rate = self._rate_hz
+        try:
+            self._container.mux(self._stream.encode(frame))
+        except av.FFmpegError as error:
+            detail = f"FFmpeg cannot encode the reply: {error.strerror}"
+            raise AudioError("encode", "encode_failed", detail) from error
+
+
+def _waveform(samples: npt.NDArray[np.int16], duration_s: float) -> bytes:
+    chunks = np.array_split(samples, min(256, math.ceil(10 * duration_s)))
+    rms = np.sqrt([np.square(chunk, dtype=np.float32).mean() for chunk in chunks])
+    return bytes(np.rint(255 * rms / max(rms.max(), 1)).astype(np.uint8))
+
+
+_WINDOW_S = 0.01
+_BLOCK_WINDOWS, _STEP_WINDOWS = 40, 10  # 400 ms, overlapping by 75 %
+_ABSOLUTE_GATE_DB = -70.0
+_RELATIVE_GATE_DB = -10.0
+_TRIM_DB = -50.0  # below the loudest window; the last breath of an "s" or "t" stands at -45
+_MARGIN_WINDOWS = 3
+_TARGET_DB = -20.0  # Piper's sentences have -18 to -22, so that its peaks are seldom touched
+_MAX_GAIN_DB = 30.0
+_KNEE = 0.5  # peaks above -6 dBFS are bent, so that none reaches full scale
+
+
+def level_speech(samples: npt.NDArray[np.int16], sample_rate_hz: int) -> npt.NDArray[np.int16]:
+    """One sentence with a common loudness and 30 ms around it: int16 (n_samples,), mono.
+
+    The loudness is ITU-R BS.1770-5's (gated mean square over 400 ms blocks that overlap by 75 %, gates
+    at -70 dBFS and 10 dB below the first mean), here brought to -20 dBFS by at most 30 dB of gain.
+    Without K-weighting: the sentences of one voice share a spectrum, which shifts all of them alike,
+    and numpy has no recursive filter. Silence comes back empty.
+
+    Args:
+        samples: int16 (n_samples,), mono.
+        sample_rate_hz: of the samples, kept.
+    """
+    window = int(_WINDOW_S * sample_rate_hz)
+    speech = samples.astype(np.float32) / 32_768
+    windows = np.pad(speech, (0, -speech.size % window)).reshape(-1, window)
+    energy = np.einsum("ij,ij->i", windows, windows) / window
+    threshold = max(energy.max(initial=0) * _power(_TRIM_DB), _power(_ABSOLUTE_GATE_DB))
+    audible = np.flatnonzero(energy >= threshold)
+    if not audible.size:
+        return np.empty(0, np.int16)
+    first, last = max(audible[0] - _MARGIN_WINDOWS, 0), audible[-1] + 1 + _MARGIN_WINDOWS
+    speech = speech[first * window : last * window]
+    gain_power = min(_power(_TARGET_DB) / _gated_power(energy[first:last]), _power(_MAX_GAIN_DB))
+    speech *= math.sqrt(gain_power)
+    loud = np.flatnonzero(np.abs(speech) > _KNEE)
+    excess = (np.abs(speech[loud]) - _KNEE) / (1 - _KNEE)
+    speech[loud] = np.copysign(_KNEE + (1 - _KNEE) * np.tanh(excess), speech[loud])
+    return np.rint(speech * 32_767).astype(np.int16)
+
+
+def _gated_power(energy: npt.NDArray[np.float32]) -> float:
+    """BS.1770's gated mean square of windows of 10 ms; a sentence under 400 ms is one block."""
+    total = np.concatenate(([0.0], np.cumsum(energy, dtype=np.float64)))
+    length = min(_BLOCK_WINDOWS, energy.size)
+    blocks = (total[length::_STEP_WINDOWS] - total[:-length:_STEP_WINDOWS]) / length
+    blocks = blocks[blocks >= min(_power(_ABSOLUTE_GATE_DB), blocks.max())]
+    return float(blocks[blocks >= blocks.mean() * _power(_RELATIVE_GATE_DB)].mean())
+
+
+def _power(decibels: float) -> float:
+    return float(10 ** (decibels / 10))

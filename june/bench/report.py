@@ -1,0 +1,51 @@
+"""What every benchmark ends with: percentiles, the machine, a JSON line."""
+
+import json
+import os
+import platform
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from june import __version__, hardware
+from june.errors import JuneError
+
+
+def percentiles(seconds: list[float]) -> dict[str, float]:
+    """Median and 95th percentile (linear interpolation) of at least one figure."""
+    p50, p95 = np.percentile(seconds, [50, 95])
+    return {"p50_s": round(float(p50), 4), "p95_s": round(float(p95), 4)}
+
+
+def machine() -> dict[str, str | int | float | list[str]]:
+    """Where the figures were taken."""
+    cpuinfo = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    name = re.search(r"^(?:model name|Model)\s*:\s*(.+)$", cpuinfo, re.MULTILINE)
+    return {
+        "cpu": name[1] if name else platform.machine(),
+        "cores": hardware.cpu_cores(),
+        "gpus": [gpu.name for gpu in hardware.find_gpus()],
+        "python": platform.python_version(),
+        "june": __version__,
+    }
+
+
+def process_age_s() -> float:
+    """Seconds since this process was started, by the kernel's account (field 22 of /proc/self/stat)."""
+    fields = Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    started_s = int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - started_s
+
+
+def emit(report: dict[str, Any], file: Path | None) -> None:
+    """Print the report as the last line of output, and write it to `file` if one is named."""
+    line = json.dumps(report)
+    if file is not None:
+        try:
+            file.write_text(line + "\n", encoding="utf-8")
+        except OSError as error:
+            raise JuneError(f"The report cannot be written to {file}: {error.strerror}.") from None
+    print(line)

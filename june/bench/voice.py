@@ -1,0 +1,320 @@
+"""`bench voice`: whole turns over recorded questions.
+
+In one run, question by question and in changing order, three ways to the same answer are timed:
+
+- june: the pipeline as it serves people;
+- bare: the same calls of the same loaded engines with no june around them, neither threads nor event
+  loop nor logs. Where june overlaps, its critical path is what overlapping leaves at best: a sentence
+  is spoken when it is written and the voice is free, and encoded when it is spoken. Where june does not,
+  it is the sum of the calls;
+- serial: june's parts, each stage whole, one after the other.
+
+Before each, the prompt's cache is put into the same state, so that none profits from another's.
+"""
+
+import asyncio
+import re
+import statistics
+import time
+import tomllib
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from june import audio
+from june.bench.report import percentiles
+from june.conversation.speakable import SentenceStream
+from june.conversation.turn import TurnRequest, TurnResult, VoicePipeline, append_sentence
+from june.llm import ChatModel
+from june.llm.llama_cpp import LlamaCpp
+from june.messages import ChatMessage, ChatRequest, Delta, ModelDescription, Sampling, Speech, Usage
+from june.settings import Settings
+from june.stt.faster_whisper import FULL_WINDOW_S, FasterWhisper, Window
+from june.tts.piper import Piper
+from june.workers import StopFlag
+
+QUESTIONS = Path(__file__).parent / "questions"
+CHARACTERS_PER_TOKEN = 4.5
+"""English prose in the vocabularies of SmolLM2 and Qwen3."""
+PACED_PROSE = (
+    "The sky looks blue because the air scatters short waves of light more than long ones. "
+    "Sunlight holds every color, and each color travels as a wave of its own length. "
+    "When it meets the gases of the atmosphere, the blue part is sent in all directions. "
+    "So wherever you look, some of that scattered blue light reaches your eyes. "
+    "In the evening the light takes a longer way through the air, and most of the blue is lost. "
+    "What is left is orange and red, and that is why a sunset glows. "
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A recording and the words spoken in it."""
+
+    audio: bytes
+    text: str
+
+
+def load_questions(folder: Path = QUESTIONS) -> tuple[Question, ...]:
+    """The recorded questions that ship with june."""
+    entries = tomllib.loads((folder / "questions.toml").read_text(encoding="utf-8"))["questions"]
+    return tuple(Question((folder / each["file"]).read_bytes(), each["text"]) for each in entries)
+
+
+class BenchModel(ChatModel, Protocol):
+    """A language model whose answers have one length."""
+
+    def write_now(self, request: ChatRequest) -> Iterator[tuple[str, float]]:
+        """Pieces of the answer, each with the seconds since the call; blocks, or pretends to."""
+
+
+class FixedLength:
+    """A real model, made greedy and as long-winded as it is told, so that runs can be compared."""
+
+    def __init__(self, llm: LlamaCpp, tokens: int) -> None:
+        self._llm = llm
+        self._tokens = tokens
+        self.load, self.warm_up, self.close = llm.load, llm.warm_up, llm.close
+        self.describe = llm.describe
+
+    def stream(self, request: ChatRequest) -> AsyncGenerator[Delta, None]:
+        """The answer of `tokens` tokens."""
+        return self._llm.stream(self._fix(request))
+
+    def write_now(self, request: ChatRequest) -> Iterator[tuple[str, float]]:
+        """The same answer by the bare engine."""
+        begin = time.perf_counter()
+        for delta in self._llm.stream_now(StopFlag(), self._fix(request)):
+            yield delta.text, time.perf_counter() - begin
+
+    def _fix(self, request: ChatRequest) -> ChatRequest:
+        return replace(
+            request,
+            sampling=Sampling(temperature=0),
+            max_tokens=self._tokens,
+            thinking=False,
+            ignore_eos=True,
+        )
+
+
+class PacedModel:
+    """Writes at a steady rate without using a core, as a GPU or a server would."""
+
+    def __init__(self, tokens: int, tokens_per_s: float) -> None:
+        self._tokens = tokens
+        self._tokens_per_s = tokens_per_s
+
+    async def load(self) -> None:
+        """Nothing to load."""
+
+    async def warm_up(self) -> None:
+        """Nothing to warm."""
+
+    async def close(self) -> None:
+        """Nothing to free."""
+
+    def describe(self) -> ModelDescription:
+        """A model on another machine, as far as june's cores are concerned."""
+        return ModelDescription("paced", "bench", "remote", {"tokens_per_second": self._tokens_per_s})
+
+    def write_now(self, request: ChatRequest) -> Iterator[tuple[str, float]]:
+        """The pieces and when they would come, without the wait."""
+        del request
+        prose = PACED_PROSE * (1 + int(self._tokens * CHARACTERS_PER_TOKEN) // len(PACED_PROSE))
+        for token in range(self._tokens):
+            piece = prose[int(token * CHARACTERS_PER_TOKEN) : int((token + 1) * CHARACTERS_PER_TOKEN)]
+            yield piece, (token + 1) / self._tokens_per_s
+
+    async def stream(self, request: ChatRequest) -> AsyncGenerator[Delta, None]:
+        """The pieces, each at its time."""
+        begin = time.perf_counter()
+        for piece, due_s in self.write_now(request):
+            await asyncio.sleep(begin + due_s - time.perf_counter())
+            yield Delta(piece)
+        yield Delta(usage=Usage(0, self._tokens), finish_reason="length")
+
+
+@dataclass(slots=True)
+class _Timings:
+    """Seconds of one run of each kind, by question and turn."""
+
+    june: list[TurnResult] = field(default_factory=list)
+    june_s: list[float] = field(default_factory=list)
+    bare_s: list[float] = field(default_factory=list)
+    serial_s: list[float] = field(default_factory=list)
+
+
+class VoiceBench:
+    """Times turns over loaded models."""
+
+    def __init__(
+        self, settings: Settings, stt: FasterWhisper, llm: BenchModel, tts: Piper, *, cores: int
+    ) -> None:
+        self._settings = settings
+        self._stt = stt
+        self._llm = llm
+        self._tts = tts
+        self._pipeline = VoicePipeline(settings, stt, llm, tts, cores=cores)
+
+    async def close(self) -> None:
+        """End the pipeline; the models stay."""
+        await self._pipeline.close()
+
+    async def run(self, questions: tuple[Question, ...], turns: int) -> dict[str, Any]:
+        """The report's figures, from `turns` turns that go round the questions."""
+        await self._pipeline.answer(TurnRequest(audio=questions[0].audio))  # warm-up
+        timings = _Timings()
+        for turn in range(turns):
+            question = questions[turn % len(questions)]
+            ways = [self._time_june, self._time_bare, self._time_serial]
+            for way in ways[turn % 3 :] + ways[: turn % 3]:
+                await self._llm.warm_up()
+                await way(question, timings)
+        return self._figures(timings)
+
+    async def _time_june(self, question: Question, timings: _Timings) -> None:
+        result = await self._pipeline.answer(TurnRequest(audio=question.audio))
+        timings.june.append(result)
+        timings.june_s.append(result.timings_s["total"])
+
+    async def _time_bare(self, question: Question, timings: _Timings) -> None:
+        stop = StopFlag()
+        begin = time.perf_counter()
+        pcm = audio.decode(question.audio, self._settings.audio)
+        transcript = self._stt.transcribe_now(stop, pcm)
+        heard_s = time.perf_counter() - begin
+        written = list(_sentences(self._llm.write_now(self._request(transcript.text))))
+        written_s = written[-1][1]
+        encoder = audio.OpusEncoder(self._settings.audio.opus_bitrate)
+        spoken_s = encoded_s = 0.0 if self._pipeline.overlap else written_s
+        for index, (sentence, at_s) in enumerate(written):
+            begin = time.perf_counter()
+            speech = list(self._tts.synthesize_now(stop, sentence))
+            tts_s = time.perf_counter() - begin
+            begin = time.perf_counter()
+            self._append(encoder, speech, first=index == 0)
+            if index == len(written) - 1:
+                encoder.finish()
+            encode_s = time.perf_counter() - begin
+            if self._pipeline.overlap:
+                spoken_s = max(spoken_s, at_s) + tts_s
+                encoded_s = max(encoded_s, spoken_s) + encode_s
+            else:
+                encoded_s += tts_s + encode_s
+        timings.bare_s.append(heard_s + encoded_s)
+
+    async def _time_serial(self, question: Question, timings: _Timings) -> None:
+        begin = time.perf_counter()
+        pcm = audio.decode(question.audio, self._settings.audio)
+        transcript = await self._stt.transcribe(pcm)
+        sentences = SentenceStream()
+        written: list[str] = []
+        async with aclosing(self._llm.stream(self._request(transcript.text))) as deltas:
+            async for delta in deltas:
+                written += sentences.feed(delta.text)
+        spoken: list[list[Speech]] = []
+        for sentence in written + sentences.finish():
+            async with aclosing(self._tts.synthesize(sentence)) as pieces:
+                spoken.append([speech async for speech in pieces])
+        encoder = audio.OpusEncoder(self._settings.audio.opus_bitrate)
+        for index, speech in enumerate(spoken):
+            self._append(encoder, speech, first=index == 0)
+        encoder.finish()
+        timings.serial_s.append(time.perf_counter() - begin)
+
+    def _request(self, question: str) -> ChatRequest:
+        return self._pipeline.chat_request((ChatMessage("user", question),))
+
+    def _append(self, encoder: audio.OpusEncoder, speech: list[Speech], *, first: bool) -> None:
+        for index, piece in enumerate(speech):
+            is_first = first and index == 0
+            append_sentence(encoder, piece, 0 if is_first else self._settings.tts.sentence_pause_s)
+
+    def _figures(self, timings: _Timings) -> dict[str, Any]:
+        turns = timings.june
+        stages = {
+            name: percentiles([turn.timings_s[name] for turn in turns])
+            for name in turns[0].timings_s
+            if name != "total"
+        }
+        return {
+            "turns": len(turns),
+            "overlap": self._pipeline.overlap,
+            "stages": stages,
+            "total": percentiles(timings.june_s),
+            "overhead_ratio": _median_ratio(timings.june_s, timings.bare_s),
+            "serial_ratio": _median_ratio(timings.serial_s, timings.june_s),
+            "real_time_factors": {
+                "stt": _median([t.timings_s["stt"] / t.transcript.duration_s for t in turns if t.transcript]),
+                "tts": _median([t.timings_s["tts"] / t.voice.duration_s for t in turns if t.voice]),
+            },
+            "tokens_per_second": _median([_tokens_per_second(turn) for turn in turns]),
+        }
+
+
+def compare_windows(
+    stt: FasterWhisper, settings: Settings, questions: tuple[Question, ...], rounds: int = 3
+) -> dict[str, Any]:
+    """The encoder's whole window against the one that follows the note: time and wrong words."""
+    stop = StopFlag()
+    full_s: list[float] = []
+    auto_s: list[float] = []
+    wrong = {"full": 0, "auto": 0}
+    for question in questions:
+        pcm = audio.decode(question.audio, settings.audio)
+        for turn in range(rounds):
+            ways: tuple[tuple[str, Window, list[float]], ...] = (
+                ("full", FULL_WINDOW_S, full_s),
+                ("auto", "auto", auto_s),
+            )
+            for name, window, seconds in ways:
+                begin = time.perf_counter()
+                transcript = stt.transcribe_now(stop, pcm, window=window)
+                seconds.append(time.perf_counter() - begin)
+                if turn == 0:
+                    wrong[name] += wrong_words(question.text, transcript.text)
+    words = sum(len(_words(question.text)) for question in questions)
+    return {
+        "stt_window_ratio": _median_ratio(full_s, auto_s),
+        "stt_wrong_words": {**wrong, "spoken": words},
+    }
+
+
+def wrong_words(spoken: str, heard: str) -> int:
+    """Words to insert, delete or replace to get from one text to the other (Levenshtein)."""
+    reference, hypothesis = _words(spoken), _words(heard)
+    row = list(range(len(hypothesis) + 1))
+    for i, word in enumerate(reference, 1):
+        diagonal, row[0] = row[0], i
+        for j, other in enumerate(hypothesis, 1):
+            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (word != other))
+    return row[-1]
+
+
+def _words(text: str) -> list[str]:
+    return re.sub(r"[^\w\s']", " ", text.lower()).split()
+
+
+def _sentences(pieces: Iterator[tuple[str, float]]) -> Iterator[tuple[str, float]]:
+    """Each sentence and the second at which its last word was written."""
+    sentences = SentenceStream()
+    at_s = 0.0
+    for text, at_s in pieces:
+        for sentence in sentences.feed(text):
+            yield sentence, at_s
+    for sentence in sentences.finish():
+        yield sentence, at_s
+
+
+def _tokens_per_second(turn: TurnResult) -> float:
+    tokens = turn.usage.completion_tokens if turn.usage else 0
+    return (tokens - 1) / (turn.timings_s["llm"] - turn.timings_s["llm_first_token"])
+
+
+def _median_ratio(numerators: list[float], denominators: list[float]) -> float:
+    return _median([a / b for a, b in zip(numerators, denominators, strict=True)])
+
+
+def _median(figures: list[float]) -> float:
+    return round(statistics.median(figures), 4)

@@ -1,0 +1,1 @@
+"""One file a command: reads its arguments, calls the rooms below, prints."""

