@@ -44,13 +44,14 @@ _CONTAINERS = {
 """FFmpeg's demuxer, and how its files begin."""
 _OTHER_CONTAINERS = rb"FORM.{4}AIF|RIFF|RF64|#!AMR|caff|FLV|\x30\x26\xb2\x75|\xff[\xf0\xf1\xf8\xf9]"
 """AIFF, AVI, RF64, AMR, CAF, FLV, ASF/WMA, ADTS: known, and not accepted."""
+_WAV_STREAMED = 0xFFFFFFFF  # the size of a data chunk whose end was not known yet
 _CODECS = {
     "aac", "flac", "mp3", "opus", "vorbis",
     "pcm_alaw", "pcm_f32le", "pcm_f64le", "pcm_mulaw", "pcm_s16le", "pcm_s24le", "pcm_s32le", "pcm_u8",
 }  # fmt: skip
 _OPEN_OPTIONS = {
     "codec_whitelist": ",".join([*sorted(_CODECS), "mp3float"]),  # names of decoders, not of codecs
-    "max_streams": "8",
+    "max_streams": "8",  # each may ask for tables of its own
     "protocol_whitelist": "none",
 }
 _CLEANUP_FILTERS = (
@@ -133,14 +134,14 @@ def _ogg_is_cut(data: bytes) -> bool:
 
 
 def _wav_is_cut(data: bytes) -> bool:
-    """Whether the data chunk promises more than there is; 0xFFFFFFFF stands for "not known yet"."""
+    """Whether the data chunk promises more than there is."""
     chunk = len(b"RIFF....WAVE")
     for _ in range(64):  # honest files have a handful of chunks
         if chunk + 8 > len(data):
             break
         name, size = struct.unpack_from("<4sI", data, chunk)
         if name == b"data":
-            return size != 0xFFFFFFFF and chunk + 8 + size > len(data)
+            return size != _WAV_STREAMED and bool(chunk + 8 + size > len(data))
         chunk += 8 + size + size % 2
     return False
 

@@ -14,7 +14,8 @@ what was expected, and never the value: it might be a secret.
 import os
 import re
 import tomllib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
@@ -28,6 +29,7 @@ from pydantic import (
     ValidationError,
     create_model,
 )
+from pydantic_core import PydanticCustomError
 from pydantic_settings import (
     BaseSettings,
     NestedSecretsSettingsSource,
@@ -43,7 +45,15 @@ ENV_PREFIX = "JUNE_"
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 """Where `settings.toml` and `models/` stand: the checkout, or the container's work directory."""
 
-PathSetting = Annotated[Path, BeforeValidator(lambda value: Path(value) if isinstance(value, str) else value)]
+
+def _expand(value: object) -> Path:
+    if isinstance(value, str | Path):
+        with suppress(RuntimeError):  # no such user
+            return Path(value).expanduser()
+    raise PydanticCustomError("path", "Input should be a path, in a home that exists if it begins with ~")
+
+
+PathSetting = Annotated[Path, BeforeValidator(_expand)]
 Seconds = Annotated[float, Field(gt=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 
@@ -252,14 +262,18 @@ def load_settings(file: Path | None = None) -> Settings:
             _FileSettings.model_validate(from_file, strict=True)
         except ValidationError as error:
             raise SettingsError(_explain(error, lambda _: chosen.name)) from None
-    _refuse_unknown_variables()
     try:
+        _refuse_unknown_names()
         settings = Settings(**from_file)
     except ValidationError as error:
         raise SettingsError(_explain(error, _variable_or_secret)) from None
-    except UnreadableSourceError as error:  # names the field and the source, never the value
-        raise SettingsError(f"environment or secret files: {error}.") from None
-    directory = chosen.resolve().parent / settings.models.directory.expanduser()
+    except OSError as error:
+        raise SettingsError(f"secret file {Path(error.filename).name}: {error.strerror}.") from None
+    except UnicodeDecodeError:
+        raise SettingsError(f"secret files in {_secrets_dir()}: expected UTF-8 text.") from None
+    except UnreadableSourceError as error:  # the folder is too large; never the value
+        raise SettingsError(f"secret files: {error}.") from None
+    directory = chosen.resolve().parent / settings.models.directory
     models = settings.models.model_copy(update={"directory": directory})
     return settings.model_copy(update={"models": models})
 
@@ -278,7 +292,9 @@ def _read_toml(file: Path) -> dict[str, Any]:
         raise SettingsError(f"{file.name}: cannot be read: {error.strerror}.") from None
     except UnicodeDecodeError:
         raise SettingsError(f"{file.name}: expected UTF-8 text.") from None
-    except tomllib.TOMLDecodeError as error:
+    except RecursionError:
+        raise SettingsError(f"{file.name}: expected tables of plain values, not nested so deeply.") from None
+    except ValueError as error:  # a TOMLDecodeError, or an integer of thousands of digits
         # The parser's message names the place, and may quote a single character there.
         place = re.search(r"\(at (.*)\)$", str(error))
         where = f" at {place[1]}" if place else ""
@@ -286,25 +302,33 @@ def _read_toml(file: Path) -> dict[str, Any]:
 
 
 def _secrets_dir() -> Path:
-    return Path(os.environ.get("JUNE_SECRETS_DIR", "/run/secrets"))
+    chosen = os.environ.get("JUNE_SECRETS_DIR")
+    if chosen and not Path(chosen).is_dir():
+        raise SettingsError("environment variable JUNE_SECRETS_DIR: expected a folder.")
+    return Path(chosen or "/run/secrets").absolute()
 
 
-def _refuse_unknown_variables() -> None:
-    """An unknown section in the environment would otherwise be ignored without a word."""
-    for variable in os.environ:
-        name = variable.upper()
-        if name.startswith(ENV_PREFIX) and "__" in name:
-            section = name.removeprefix(ENV_PREFIX).partition("__")[0].lower()
-            if section not in Settings.model_fields:
-                raise SettingsError(f"{variable}: {_unknown(section, Settings.model_fields, 'section')}")
+def _names_outside() -> Iterator[tuple[str, list[str]]]:
+    """What a sentence calls each variable and secret file of june's, and the parts of its name."""
+    names = [(f"environment variable {variable}", variable.lower()) for variable in os.environ]
+    names += [(f"secret file {file.name}", file.name.lower()) for file in sorted(_secrets_dir().glob("*"))]
+    for source, name in names:
+        if name.startswith(ENV_PREFIX.lower()):
+            yield source, name.removeprefix(ENV_PREFIX.lower()).split("__")
+
+
+def _refuse_unknown_names() -> None:
+    """An unknown section outside of the file would otherwise be ignored without a word."""
+    for source, (section, *keys) in _names_outside():
+        if section in Settings.model_fields and len(keys) != 1:
+            raise SettingsError(f"{source}: expected the name of a key, such as JUNE_STT__WINDOW.")
+        if section not in Settings.model_fields and keys:
+            raise SettingsError(f"{source}: {_unknown(section, Settings.model_fields, 'section')}")
 
 
 def _variable_or_secret(location: tuple[str, ...]) -> str:
-    name = ENV_PREFIX + "__".join(location)
-    for variable in os.environ:
-        if variable.upper() == name.upper():
-            return f"environment variable {variable}"
-    return f"secret file {name.lower()}"
+    sources = (source for source, parts in _names_outside() if parts == list(location))
+    return next(sources, "secret files")
 
 
 def _explain(error: ValidationError, name_source: Callable[[tuple[str, ...]], str]) -> str:
@@ -320,7 +344,9 @@ def _explain(error: ValidationError, name_source: Callable[[tuple[str, ...]], st
         section = cast("type[Section]", fields[location[0]].annotation)
         return f"{source}: {_unknown(location[1], section.model_fields, f'key in [{location[0]}]')}"
     expected = dict.fromkeys(
-        each["msg"].removeprefix("Input should be ") for each in errors if each["loc"][:2] == location
+        each["msg"].removeprefix("Input should be ").replace("String should match", "text of the")
+        for each in errors
+        if each["loc"][:2] == location
     )
     return f"{source}: {key}: expected {' or '.join(expected)}."
 

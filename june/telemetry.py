@@ -22,7 +22,7 @@ def configure_logging(settings: TelemetrySettings) -> None:
     """Send june's events to standard error in the format and from the level that is set."""
     as_console = settings.log_format == "console" or (settings.log_format == "auto" and sys.stderr.isatty())
     renderers: list[structlog.typing.Processor] = (
-        [structlog.dev.ConsoleRenderer()]
+        [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]  # no locals
         if as_console
         else [
             structlog.processors.ExceptionRenderer(

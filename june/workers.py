@@ -14,7 +14,7 @@ import queue
 import threading
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 from concurrent.futures import Future
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from contextvars import copy_context
 from typing import Concatenate, ParamSpec, TypeVar
 
@@ -33,7 +33,7 @@ class StopFlag:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._is_set = False
-        self._interrupt: Callable[[], object] | None = None
+        self._interrupts: list[Callable[[], object]] = []
 
     def is_set(self) -> bool:
         """Whether the job should stop."""
@@ -43,21 +43,21 @@ class StopFlag:
         """Ask the job to stop, and interrupt the library call it is in."""
         with self._lock:
             self._is_set = True
-            if self._interrupt is not None:
-                self._interrupt()
+            for interrupt in self._interrupts:
+                interrupt()
 
     @contextmanager
     def interrupts(self, interrupt: Callable[[], object]) -> Iterator[None]:
-        """Call `interrupt`, from another thread, if the flag is set during the block or was before."""
+        """Call `interrupt` when the flag is set during the block, or at once if it was before."""
         with self._lock:
-            self._interrupt = interrupt
+            self._interrupts.append(interrupt)
             if self._is_set:
                 interrupt()
         try:
             yield
         finally:
             with self._lock:
-                self._interrupt = None
+                self._interrupts.remove(interrupt)
 
 
 class ModelThread:
@@ -70,13 +70,18 @@ class ModelThread:
 
     def __init__(self, stage: Stage, *, max_jobs: int = MAX_JOBS) -> None:
         self._stage = stage
-        self._jobs: queue.Queue[Callable[[], None] | None] = queue.Queue(max_jobs)
+        self._max_jobs = max_jobs
+        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._is_closed = False
+        self._ended: Future[None] = Future()
         self._thread = threading.Thread(target=self._work, name=f"june-{stage}", daemon=True)
         self._thread.start()
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
             job()
+            del job  # what it holds, such as a recording, would stay until the next one comes
+        self._ended.set_result(None)
 
     async def run(
         self, function: Callable[Concatenate[StopFlag, P], T], *args: P.args, **kwargs: P.kwargs
@@ -88,7 +93,12 @@ class ModelThread:
 
         Raises:
             StageError: too many jobs wait already (code "busy"); or whatever `function` raises.
+            RuntimeError: the thread is closed.
         """
+        if self._is_closed:
+            raise RuntimeError(f"{self._thread.name} is closed")
+        if self._jobs.qsize() >= self._max_jobs:  # jobs come only from the event loop: no race
+            raise StageError(self._stage, "busy", f"{self._max_jobs} jobs wait for {self._stage} already")
         outcome: Future[T] = Future()
         stop = StopFlag()
         context = copy_context()
@@ -98,17 +108,16 @@ class ModelThread:
                 return
             try:
                 result = context.run(function, stop, *args, **kwargs)
+            except StopIteration as error:  # a future cannot carry it: the caller would wait for ever
+                failure = RuntimeError("StopIteration")
+                failure.__cause__ = error
+                outcome.set_exception(failure)
             except BaseException as error:  # handed on to the caller, whatever it is
                 outcome.set_exception(error)
             else:
                 outcome.set_result(result)
 
-        try:
-            self._jobs.put_nowait(job)
-        except queue.Full:
-            raise StageError(
-                self._stage, "busy", f"{self._jobs.maxsize} jobs wait for {self._stage} already"
-            ) from None
+        self._jobs.put(job)
         finished = asyncio.wrap_future(outcome)
         try:
             return await asyncio.shield(finished)
@@ -126,8 +135,8 @@ class ModelThread:
     ) -> AsyncGenerator[T, None]:
         """The items of the generator `function(stop, …)`, which runs to its end on the thread.
 
-        The thread runs at most `MAX_ITEMS` ahead of the reader. Closing the stream stops the
-        generator and waits until the thread has let go of it.
+        Items are never None. The thread runs at most `MAX_ITEMS` ahead of the reader. Closing the
+        stream stops the generator and waits until the thread has let go of it.
 
         Raises:
             StageError: too many jobs wait already (code "busy"); or whatever `function` raises.
@@ -159,28 +168,21 @@ class ModelThread:
 
     async def close(self) -> None:
         """Let the thread finish what is queued, and end it."""
-        loop = asyncio.get_running_loop()
-        ended = loop.create_future()
-
-        def last_job() -> None:
-            loop.call_soon_threadsafe(ended.set_result, None)
-
-        while self._thread.is_alive():
-            try:
-                self._jobs.put_nowait(last_job)
-                self._jobs.put_nowait(None)
-            except queue.Full:
-                await asyncio.sleep(0.01)
-            else:
-                await ended
-                self._thread.join()
-                return
+        self._is_closed = True
+        self._jobs.put(None)
+        await asyncio.shield(asyncio.wrap_future(self._ended))
+        self._thread.join()
 
 
 async def settled(future: asyncio.Future[T]) -> None:
-    """Return when the future is done, however often the caller is cancelled meanwhile."""
+    """Return when the future is done; a cancellation meanwhile is raised then, and not before."""
+    cancelled = False
     while not future.done():
-        with suppress(asyncio.CancelledError):
+        try:
             await asyncio.wait([future])
+        except asyncio.CancelledError:
+            cancelled = True
     if not future.cancelled():
         future.exception()  # marks it as seen
+    if cancelled:
+        raise asyncio.CancelledError

@@ -95,14 +95,13 @@ def mp3_without_tag(rate_hz: int) -> bytes:
     return recording("mp3", "libmp3lame", rate_hz, tone(2, rate_hz), muxer_options=bare)
 
 
-def many_streams(n_streams: int) -> bytes:
+def many_tracks(n_tracks: int) -> bytes:
     file = io.BytesIO()
-    with av.open(file, "w", format="matroska") as container:
-        streams = [container.add_stream("pcm_s16le", rate=16_000, layout="mono") for _ in range(n_streams)]
-        for stream in streams:
+    with av.open(file, "w", format="mp4") as container:
+        for stream in [container.add_stream("aac", rate=16_000, layout="mono") for _ in range(n_tracks)]:
             frame = AudioFrame.from_ndarray(tone(1, 16_000)[np.newaxis], "s16", "mono")
             frame.sample_rate, frame.pts = 16_000, 0
-            container.mux(stream.encode(frame))
+            container.mux([*stream.encode(frame), *stream.encode(None)])
     return file.getvalue()
 
 
@@ -126,7 +125,6 @@ ACCEPTED: dict[str, Callable[[], bytes]] = {
     "WebM/Opus": lambda: recording("webm", "libopus", 48_000, tone(2, 48_000)),
     "WebM, live": lambda: recording("webm", "libopus", 48_000, tone(2, 48_000), muxer_options={"live": "1"}),
     "Matroska/Vorbis": lambda: recording("matroska", "vorbis", 44_100, tone(2, 44_100), layout="stereo"),
-    "Matroska, 8 streams": lambda: many_streams(8),
     "two OGG streams, chained": lambda: opus(1) + opus(1),
 }
 
@@ -188,7 +186,7 @@ def test_floats_that_are_no_numbers_never_leave_the_decoder() -> None:
         ("audio_unsupported", wav(bytes(32_000), rate_hz=192_001)),
         ("audio_unsupported", wav(bytes(32_004), channels=9)),
         ("audio_unsupported", mp3_without_tag(44_100) + mp3_without_tag(16_000)),
-        ("audio_unreadable", many_streams(9)),
+        ("audio_unreadable", many_tracks(9)),
         ("audio_unreadable", b"This text is a recording in name only."),
         ("audio_unreadable", b"OggS, says the text."),
         ("audio_unreadable", b"\xff\xfb" + bytes(5_000)),
@@ -244,7 +242,7 @@ def four_hours_of_silence() -> bytes:
 
 
 def iso_bomb() -> bytes:
-    """An M4A of 10 kB whose sample table promises 70 million samples of one byte."""
+    """An M4A of 6 kB whose sample table promises 70 million samples of one byte."""
     data = bytearray(recording("ipod", "aac", 44_100, tone(0.5, 44_100)))
     samples = 70_000_000
     for name, values in {

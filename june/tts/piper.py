@@ -18,7 +18,7 @@ from june.messages import ModelDescription, Speech
 from june.settings import TtsSettings
 from june.workers import ModelThread, StopFlag
 
-MOST_THREADS = 4
+MOST_THREADS = 1
 """A sentence is too small for more: its convolutions gain nothing from a fifth thread."""
 INT16_MAX = 32_767
 ONNX_ERRORS = (
@@ -55,6 +55,7 @@ class Piper:
     def _load(self, _stop: StopFlag) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self._settings.threads or min(hardware.cpu_cores(), MOST_THREADS)
+        options.enable_mem_pattern = False
         options.enable_cpu_mem_arena = False  # the arena keeps the longest sentence's memory for ever
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:

@@ -1,0 +1,460 @@
+"""The threads that models compute on: results, refusals, cancelling and closing."""
+
+import asyncio
+import threading
+import weakref
+from collections.abc import AsyncIterator, Callable, Generator
+from contextlib import aclosing
+from contextvars import ContextVar
+from typing import Any
+
+import pytest
+
+from june.errors import StageError
+from june.workers import MAX_ITEMS, ModelThread, StopFlag, settled
+
+PATIENCE_S = 5
+"""A job of a test gives up after this long, so that a failing test ends."""
+
+name: ContextVar[str] = ContextVar("name", default="nobody")
+
+
+@pytest.fixture
+async def thread() -> AsyncIterator[ModelThread]:
+    thread = ModelThread("stt", max_jobs=2)
+    yield thread
+    await thread.close()
+
+
+class Job:
+    """A job that the test lets go, or that ends when it is interrupted."""
+
+    def __init__(self, *, can_be_interrupted: bool = False) -> None:
+        self.can_be_interrupted = can_be_interrupted
+        self.has_ended = False
+        self.started = asyncio.Event()
+        self.interrupted = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._let_go = threading.Event()
+
+    def __call__(self, stop: StopFlag) -> str:
+        """What the thread runs."""
+        self._tell(self.started.set)
+        with stop.interrupts(self._interrupt):
+            self._let_go.wait(PATIENCE_S)
+        self.has_ended = True
+        return "done"
+
+    def let_go(self) -> None:
+        """Let the thread return."""
+        self._let_go.set()
+
+    def _interrupt(self) -> None:
+        self._tell(self.interrupted.set)
+        if self.can_be_interrupted:
+            self.let_go()
+
+    def _tell(self, callback: Callable[[], object]) -> None:
+        self._loop.call_soon_threadsafe(callback)
+
+
+async def begin(thread: ModelThread, job: Job) -> asyncio.Task[str]:
+    task = asyncio.create_task(thread.run(job))
+    await job.started.wait()
+    return task
+
+
+async def let_others_run() -> None:
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+def fail(_stop: StopFlag, error: BaseException) -> None:
+    raise error
+
+
+async def test_a_result_comes_back(thread: ModelThread) -> None:
+    assert await thread.run(lambda _, a, *, b: a + b, 1, b=2) == 3
+
+
+async def test_a_job_runs_on_the_thread(thread: ModelThread) -> None:
+    assert await thread.run(lambda _: threading.current_thread().name) == "june-stt"
+
+
+async def test_an_exception_comes_back(thread: ModelThread) -> None:
+    error = KeyError("what the job raised")
+    with pytest.raises(KeyError) as raised:
+        await thread.run(fail, error)
+    assert raised.value is error
+
+
+async def test_a_job_that_raises_stop_iteration_does_not_hang_its_caller(thread: ModelThread) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        with pytest.raises(RuntimeError) as raised:
+            await thread.run(fail, StopIteration())
+    assert isinstance(raised.value.__cause__, StopIteration)
+
+
+async def test_the_thread_survives_what_a_job_raises(thread: ModelThread) -> None:
+    with pytest.raises(ValueError, match="wrong"):
+        await thread.run(fail, ValueError("wrong"))
+    assert await thread.run(lambda _: "alive") == "alive"
+
+
+async def test_context_variables_travel_with_a_job_and_do_not_come_back(thread: ModelThread) -> None:
+    def job(_stop: StopFlag) -> str:
+        before = name.get()
+        name.set("the job")
+        return before
+
+    name.set("the caller")
+    assert await thread.run(job) == "the caller"
+    assert name.get() == "the caller"
+
+
+async def test_jobs_run_one_at_a_time_in_the_order_they_came() -> None:
+    running = threading.Lock()
+    order: list[int] = []
+
+    def job(_stop: StopFlag, number: int) -> None:
+        assert running.acquire(blocking=False)
+        order.append(number)
+        running.release()
+
+    thread = ModelThread("stt")
+    await asyncio.gather(*(thread.run(job, number) for number in range(50)))
+    await thread.close()
+    assert order == list(range(50))
+
+
+async def test_a_job_too_many_is_refused_as_busy(thread: ModelThread) -> None:
+    job = Job()
+    running = await begin(thread, job)
+    waiting = [asyncio.create_task(thread.run(lambda _: "waited")) for _ in range(2)]
+    await let_others_run()
+    with pytest.raises(StageError) as raised:
+        await thread.run(lambda _: "refused")
+    assert (raised.value.stage, raised.value.code) == ("stt", "busy")
+    job.let_go()
+    assert await asyncio.gather(running, *waiting) == ["done", "waited", "waited"]
+
+
+async def test_a_cancelled_job_that_waits_never_runs_and_its_caller_returns_at_once(
+    thread: ModelThread,
+) -> None:
+    job = Job()
+    running = await begin(thread, job)
+    ran: list[bool] = []
+    waiting = asyncio.create_task(thread.run(lambda _: ran.append(True)))
+    await let_others_run()
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert not job.has_ended
+    job.let_go()
+    await running
+    await thread.run(lambda _: None)
+    assert not ran
+
+
+async def test_cancelling_sets_the_flag_and_waits_until_the_thread_lets_go(thread: ModelThread) -> None:
+    job = Job()
+    task = await begin(thread, job)
+    task.cancel()
+    await job.interrupted.wait()
+    await let_others_run()
+    assert not task.done()
+    job.let_go()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert job.has_ended
+
+
+async def test_cancelling_twice_does_not_make_the_caller_return_early(thread: ModelThread) -> None:
+    job = Job()
+    task = await begin(thread, job)
+    for _ in range(3):
+        task.cancel()
+        await let_others_run()
+    assert not task.done()
+    job.let_go()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert job.has_ended
+
+
+async def test_a_time_limit_interrupts_the_job_and_is_a_timeout_error(thread: ModelThread) -> None:
+    job = Job(can_be_interrupted=True)
+
+    async def expire_when_it_runs(limit: asyncio.Timeout) -> None:
+        await job.started.wait()
+        limit.reschedule(0)
+
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(None) as limit, asyncio.TaskGroup() as group:
+            group.create_task(expire_when_it_runs(limit))
+            await thread.run(job)
+    assert job.interrupted.is_set()
+    assert job.has_ended
+
+
+async def test_a_finished_job_is_forgotten(thread: ModelThread) -> None:
+    class Recording:
+        """Something large."""
+
+    freed = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    recording = Recording()
+    reference = weakref.ref(recording, lambda _: loop.call_soon_threadsafe(freed.set))
+    assert await thread.run(lambda _, recording: recording is reference(), recording)
+    del recording
+    async with asyncio.timeout(PATIENCE_S):
+        await freed.wait()
+
+
+def test_a_flag_interrupts_once_when_it_is_set_during_the_block() -> None:
+    stop = StopFlag()
+    calls: list[str] = []
+    with stop.interrupts(lambda: calls.append("now")):
+        assert not calls
+        assert not stop.is_set()
+        stop.set()
+        assert stop.is_set()
+    assert calls == ["now"]
+
+
+def test_a_flag_that_was_set_before_interrupts_at_once() -> None:
+    stop = StopFlag()
+    stop.set()
+    calls: list[str] = []
+    with stop.interrupts(lambda: calls.append("now")):
+        assert calls == ["now"]
+    assert calls == ["now"]
+
+
+def test_a_flag_interrupts_nothing_after_the_block() -> None:
+    stop = StopFlag()
+    calls: list[str] = []
+    with stop.interrupts(lambda: calls.append("late")):
+        pass
+    stop.set()
+    assert not calls
+
+
+def test_a_block_is_interrupted_also_after_a_block_within_it() -> None:
+    stop = StopFlag()
+    calls: list[str] = []
+    with stop.interrupts(lambda: calls.append("outer")):
+        with stop.interrupts(lambda: calls.append("inner")):
+            pass
+        stop.set()
+    assert calls == ["outer"]
+
+
+def test_all_blocks_around_are_interrupted() -> None:
+    stop = StopFlag()
+    calls: list[str] = []
+    with stop.interrupts(lambda: calls.append("outer")), stop.interrupts(lambda: calls.append("inner")):
+        stop.set()
+    assert sorted(calls) == ["inner", "outer"]
+
+
+class Numbers:
+    """A generator's function whose generators tell how they ended."""
+
+    def __init__(self, count: int, *, error: Exception | None = None) -> None:
+        self.count = count
+        self.error = error
+        self.ended_on: str | None = None
+        self.waits = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+
+    def __call__(self, stop: StopFlag) -> Generator[int, None, None]:
+        """What the thread runs."""
+        try:
+            yield from range(self.count)
+            if self.error is not None:
+                raise self.error
+            stopped = threading.Event()
+            with stop.interrupts(stopped.set):
+                self._loop.call_soon_threadsafe(self.waits.set)
+                assert stopped.wait(PATIENCE_S)
+        finally:
+            self.ended_on = threading.current_thread().name
+
+
+async def test_a_stream_gives_the_items_in_order(thread: ModelThread) -> None:
+    count = 3 * MAX_ITEMS
+    assert [item async for item in thread.stream(lambda _: (n for n in range(count)))] == list(range(count))
+
+
+async def test_a_stream_may_be_empty(thread: ModelThread) -> None:
+    assert [item async for item in thread.stream(lambda _: (n for n in ()))] == []
+
+
+async def test_context_variables_travel_with_a_stream(thread: ModelThread) -> None:
+    name.set("the reader")
+    assert [item async for item in thread.stream(lambda _: (name.get() for _ in "ab"))] == ["the reader"] * 2
+
+
+async def test_a_stream_runs_no_further_ahead_than_its_bound(thread: ModelThread) -> None:
+    read = 0
+    ahead: list[int] = []
+    bound_reached = threading.Event()
+
+    def count_ahead(_stop: StopFlag) -> Generator[int, None, None]:
+        for number in range(8 * MAX_ITEMS):
+            ahead.append(number - read)
+            if number == MAX_ITEMS:
+                bound_reached.set()
+            yield number
+
+    async with aclosing(thread.stream(count_ahead)) as items:
+        async for _ in items:
+            # The whole loop stands still, so that the thread runs as far ahead as it can.
+            assert bound_reached.wait(PATIENCE_S)
+            read += 1
+    assert read == 8 * MAX_ITEMS
+    assert max(ahead) == MAX_ITEMS
+
+
+async def test_closing_a_stream_ends_a_generator_that_waits_for_its_reader(thread: ModelThread) -> None:
+    numbers = Numbers(10 * MAX_ITEMS)
+    async with aclosing(thread.stream(numbers)) as items:
+        assert await anext(items) == 0
+    assert numbers.ended_on == "june-stt"
+
+
+async def test_closing_a_stream_interrupts_a_generator_that_computes(thread: ModelThread) -> None:
+    numbers = Numbers(1)
+    async with aclosing(thread.stream(numbers)) as items:
+        assert await anext(items) == 0
+        await numbers.waits.wait()
+    assert numbers.ended_on == "june-stt"
+
+
+async def test_a_generator_that_has_waited_for_its_reader_can_still_be_interrupted(
+    thread: ModelThread,
+) -> None:
+    stopped = threading.Event()
+    computes = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def generate(stop: StopFlag) -> Generator[int, None, None]:
+        with stop.interrupts(stopped.set):
+            yield from range(2 * MAX_ITEMS)
+            loop.call_soon_threadsafe(computes.set)
+            assert stopped.wait(PATIENCE_S)
+
+    async with aclosing(thread.stream(generate)) as items:
+        while await anext(items) < 2 * MAX_ITEMS - 1:
+            pass
+        await computes.wait()
+    assert stopped.is_set()
+
+
+async def test_what_a_generator_raises_comes_after_the_items_before_it(thread: ModelThread) -> None:
+    numbers = Numbers(3, error=KeyError("what the generator raised"))
+    read: list[int] = []
+
+    async def read_each() -> None:
+        async for number in thread.stream(numbers):
+            read.append(number)  # noqa: PERF401 - what came before the exception counts
+
+    with pytest.raises(KeyError, match="what the generator raised"):
+        await read_each()
+    assert read == [0, 1, 2]
+    assert numbers.ended_on == "june-stt"
+
+
+async def test_a_cancelled_reader_waits_until_the_generator_has_ended(thread: ModelThread) -> None:
+    numbers = Numbers(1)
+
+    async def read() -> None:
+        async with aclosing(thread.stream(numbers)) as items:
+            async for _ in items:
+                pass
+
+    reader = asyncio.create_task(read())
+    await numbers.waits.wait()
+    reader.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reader
+    assert numbers.ended_on == "june-stt"
+
+
+async def test_who_is_cancelled_while_closing_a_stream_stays_cancelled(thread: ModelThread) -> None:
+    closing, let_go = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    def generate(_stop: StopFlag) -> Generator[int, None, None]:
+        try:
+            yield 1
+            yield 2
+        finally:
+            loop.call_soon_threadsafe(closing.set)
+            let_go.wait(PATIENCE_S)
+
+    async def read() -> str:
+        async with aclosing(thread.stream(generate)) as items:
+            await anext(items)
+        return "went on"
+
+    reader = asyncio.create_task(read())
+    await closing.wait()
+    reader.cancel()
+    await let_others_run()
+    assert not reader.done()
+    let_go.set()
+    with pytest.raises(asyncio.CancelledError):
+        await reader
+
+
+async def test_a_stream_too_many_is_refused_as_busy(thread: ModelThread) -> None:
+    job = Job()
+    tasks = [await begin(thread, job), *(asyncio.create_task(thread.run(lambda _: "")) for _ in range(2))]
+    await let_others_run()
+    with pytest.raises(StageError) as raised:
+        await anext(thread.stream(Numbers(1)))
+    assert raised.value.code == "busy"
+    job.let_go()
+    await asyncio.gather(*tasks)
+
+
+async def test_closing_lets_waiting_jobs_finish_and_ends_the_thread() -> None:
+    complaints: list[dict[str, Any]] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, complaint: complaints.append(complaint))
+    thread = ModelThread("tts", max_jobs=2)
+    job = Job()
+    tasks = [
+        await begin(thread, job),
+        *(asyncio.create_task(thread.run(lambda _: "waited")) for _ in range(2)),
+    ]
+    await let_others_run()
+    closing = asyncio.create_task(thread.close())
+    await let_others_run()
+    assert not closing.done()
+    job.let_go()
+    await closing
+    assert [task.result() for task in tasks] == ["done", "waited", "waited"]
+    assert "june-tts" not in [each.name for each in threading.enumerate()]
+    loop.set_exception_handler(None)
+    assert not complaints
+
+
+async def test_a_closed_thread_takes_no_job_and_may_be_closed_again() -> None:
+    thread = ModelThread("tts")
+    await thread.close()
+    await thread.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        await thread.run(lambda _: None)
+
+
+async def test_settled_returns_when_the_future_is_done_and_raises_nothing_of_it() -> None:
+    future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    task = asyncio.create_task(settled(future))
+    await let_others_run()
+    assert not task.done()
+    future.set_exception(ValueError("seen"))
+    await task
