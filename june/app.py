@@ -5,12 +5,13 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 from june import hardware, llm, stt, tts
 from june.conversation.turn import VoicePipeline
 from june.errors import ModelFileError
 from june.llm import ChatModel
-from june.models import Model, choose_preset, load_catalogue, require
+from june.models import Catalogue, Choice, Model, choose_preset, load_catalogue, require
 from june.settings import Settings
 from june.stt import SpeechToText
 from june.telemetry import log
@@ -36,6 +37,27 @@ class ChosenModels:
     reason: str
 
 
+def choose_set(settings: Settings, catalogue: Catalogue, preset: Literal["auto", "starter", "gpu"]) -> Choice:
+    """The preset's models for this machine.
+
+    Raises:
+        ModelLoadError: the preset "gpu" is demanded and does not fit.
+    """
+    gpus = hardware.find_gpus()
+    obstacle = "no NVIDIA GPU was found"
+    if gpus and not llm.gpu_offload_supported(settings.llm):
+        gpus, obstacle = (), "llama.cpp was built without CUDA"
+    return choose_preset(
+        catalogue,
+        gpus,
+        preset=preset,
+        context_tokens=settings.llm.context_tokens,
+        kv_type=settings.llm.kv_type,
+        stt_on_gpu=settings.stt.device != "cpu",
+        obstacle=obstacle,
+    )
+
+
 def choose_models(settings: Settings) -> ChosenModels:
     """The models that the settings name, and the preset's where they name none.
 
@@ -44,14 +66,7 @@ def choose_models(settings: Settings) -> ChosenModels:
         ModelLoadError: the preset "gpu" is demanded and does not fit.
     """
     catalogue = load_catalogue()
-    choice = choose_preset(
-        catalogue,
-        hardware.find_gpus(),
-        preset=settings.models.preset,
-        context_tokens=settings.llm.context_tokens,
-        kv_type=settings.llm.kv_type,
-        stt_on_gpu=settings.stt.device != "cpu",
-    )
+    choice = choose_set(settings, catalogue, settings.models.preset)
     chosen = {}
     for role in ("stt", "llm", "tts"):
         named = getattr(settings, role).model
@@ -82,9 +97,9 @@ async def open_models(settings: Settings) -> AsyncIterator[Models]:
     paths = {model.role: require(model, directory) for model in (chosen.stt, chosen.llm, chosen.tts)}
     async with AsyncExitStack() as stack:
         models = Models(
-            stt.create(settings.stt, chosen.stt.name, paths["stt"]),
-            llm.create(settings.llm, chosen.llm.name, paths["llm"]),
-            tts.create(settings.tts, chosen.tts.name, paths["tts"]),
+            stt.create(settings.stt, chosen.stt, paths["stt"]),
+            llm.create(settings.llm, chosen.llm, paths["llm"]),
+            tts.create(settings.tts, chosen.tts, paths["tts"]),
         )
         for model in (models.stt, models.llm, models.tts):
             stack.push_async_callback(model.close)

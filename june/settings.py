@@ -62,7 +62,11 @@ class Section(BaseModel):
     """One table of the settings file."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, hide_input_in_errors=True, use_attribute_docstrings=True
+        allow_inf_nan=False,
+        extra="forbid",
+        frozen=True,
+        hide_input_in_errors=True,
+        use_attribute_docstrings=True,
     )
 
 
@@ -305,7 +309,7 @@ def _secrets_dir() -> Path:
     chosen = os.environ.get("JUNE_SECRETS_DIR")
     if chosen and not Path(chosen).is_dir():
         raise SettingsError("environment variable JUNE_SECRETS_DIR: expected a folder.")
-    return Path(chosen or "/run/secrets").absolute()
+    return Path(chosen or "/run/secrets")
 
 
 def _names_outside() -> Iterator[tuple[str, list[str]]]:

@@ -159,14 +159,14 @@ def test_a_sentence_waits_for_the_one_character_that_settles_it(
 
 
 def test_a_long_sentence_is_cut_at_its_last_pause_or_else_at_a_word() -> None:
-    with_pause = "word " * 40 + "pause, " + "word " * 40
+    with_pause = "word " * 30 + "pause, " + "word " * 30
     assert sentences(with_pause)[0].endswith("pause,")
-    without = "word " * 80
-    assert words(" ".join(sentences(without))) == ["word"] * 80
+    without = "word " * 60
+    assert words(" ".join(sentences(without))) == ["word"] * 60
     assert len(sentences(without)) == len(sentences("Well, " + without)) == 2
     assert "".join(sentences("x" * 600 + ".")) == "x" * 600 + "."
-    assert [len(piece) for piece in sentences("语" * 600)] == [250, 250, 101]
-    assert sentences("语" * 200 + "，" + "语" * 100)[0] == "语" * 200 + "，"
+    assert [len(piece) for piece in sentences("语" * 500)] == [200, 200, 101]
+    assert sentences("语" * 150 + "，" + "语" * 100)[0] == "语" * 150 + "，"
 
 
 PIECES = st.sampled_from([

@@ -58,9 +58,14 @@ class Job:
         self._loop.call_soon_threadsafe(callback)
 
 
+async def occurs(event: asyncio.Event) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        await event.wait()
+
+
 async def begin(thread: ModelThread, job: Job) -> asyncio.Task[str]:
     task = asyncio.create_task(thread.run(job))
-    await job.started.wait()
+    await occurs(job.started)
     return task
 
 
@@ -74,7 +79,10 @@ def fail(_stop: StopFlag, error: BaseException) -> None:
 
 
 async def test_a_result_comes_back(thread: ModelThread) -> None:
-    assert await thread.run(lambda _, a, *, b: a + b, 1, b=2) == 3
+    def add(_stop: StopFlag, first: int, *, second: int) -> int:
+        return first + second
+
+    assert await thread.run(add, 1, second=2) == 3
 
 
 async def test_a_job_runs_on_the_thread(thread: ModelThread) -> None:
@@ -89,10 +97,11 @@ async def test_an_exception_comes_back(thread: ModelThread) -> None:
 
 
 async def test_a_job_that_raises_stop_iteration_does_not_hang_its_caller(thread: ModelThread) -> None:
-    async with asyncio.timeout(PATIENCE_S):
-        with pytest.raises(RuntimeError) as raised:
-            await thread.run(fail, StopIteration())
-    assert isinstance(raised.value.__cause__, StopIteration)
+    task = asyncio.create_task(thread.run(fail, StopIteration()))
+    await asyncio.wait([task], timeout=PATIENCE_S)
+    error = task.exception()
+    assert isinstance(error, RuntimeError)
+    assert isinstance(error.__cause__, StopIteration)
 
 
 async def test_the_thread_survives_what_a_job_raises(thread: ModelThread) -> None:
@@ -161,7 +170,7 @@ async def test_cancelling_sets_the_flag_and_waits_until_the_thread_lets_go(threa
     job = Job()
     task = await begin(thread, job)
     task.cancel()
-    await job.interrupted.wait()
+    await occurs(job.interrupted)
     await let_others_run()
     assert not task.done()
     job.let_go()
@@ -187,13 +196,16 @@ async def test_a_time_limit_interrupts_the_job_and_is_a_timeout_error(thread: Mo
     job = Job(can_be_interrupted=True)
 
     async def expire_when_it_runs(limit: asyncio.Timeout) -> None:
-        await job.started.wait()
+        await occurs(job.started)
         limit.reschedule(0)
 
-    with pytest.raises(TimeoutError):
+    async def run_limited() -> None:
         async with asyncio.timeout(None) as limit, asyncio.TaskGroup() as group:
             group.create_task(expire_when_it_runs(limit))
             await thread.run(job)
+
+    with pytest.raises(TimeoutError):
+        await run_limited()
     assert job.interrupted.is_set()
     assert job.has_ended
 
@@ -208,8 +220,7 @@ async def test_a_finished_job_is_forgotten(thread: ModelThread) -> None:
     reference = weakref.ref(recording, lambda _: loop.call_soon_threadsafe(freed.set))
     assert await thread.run(lambda _, recording: recording is reference(), recording)
     del recording
-    async with asyncio.timeout(PATIENCE_S):
-        await freed.wait()
+    await occurs(freed)
 
 
 def test_a_flag_interrupts_once_when_it_is_set_during_the_block() -> None:
@@ -289,7 +300,7 @@ async def test_a_stream_gives_the_items_in_order(thread: ModelThread) -> None:
 
 
 async def test_a_stream_may_be_empty(thread: ModelThread) -> None:
-    assert [item async for item in thread.stream(lambda _: (n for n in ()))] == []
+    assert [item async for item in thread.stream(lambda _: (n for n in range(0)))] == []
 
 
 async def test_context_variables_travel_with_a_stream(thread: ModelThread) -> None:
@@ -319,17 +330,29 @@ async def test_a_stream_runs_no_further_ahead_than_its_bound(thread: ModelThread
 
 
 async def test_closing_a_stream_ends_a_generator_that_waits_for_its_reader(thread: ModelThread) -> None:
-    numbers = Numbers(10 * MAX_ITEMS)
-    async with aclosing(thread.stream(numbers)) as items:
+    waits_for_reader = threading.Event()
+    ended_on: list[str] = []
+
+    def count(_stop: StopFlag) -> Generator[int, None, None]:
+        try:
+            for number in range(10 * MAX_ITEMS):
+                if number == MAX_ITEMS:  # of which the first is being read
+                    waits_for_reader.set()
+                yield number
+        finally:
+            ended_on.append(threading.current_thread().name)
+
+    async with aclosing(thread.stream(count)) as items:
         assert await anext(items) == 0
-    assert numbers.ended_on == "june-stt"
+        assert waits_for_reader.wait(PATIENCE_S)
+    assert ended_on == ["june-stt"]
 
 
 async def test_closing_a_stream_interrupts_a_generator_that_computes(thread: ModelThread) -> None:
     numbers = Numbers(1)
     async with aclosing(thread.stream(numbers)) as items:
         assert await anext(items) == 0
-        await numbers.waits.wait()
+        await occurs(numbers.waits)
     assert numbers.ended_on == "june-stt"
 
 
@@ -349,7 +372,7 @@ async def test_a_generator_that_has_waited_for_its_reader_can_still_be_interrupt
     async with aclosing(thread.stream(generate)) as items:
         while await anext(items) < 2 * MAX_ITEMS - 1:
             pass
-        await computes.wait()
+        await occurs(computes)
     assert stopped.is_set()
 
 
@@ -376,7 +399,7 @@ async def test_a_cancelled_reader_waits_until_the_generator_has_ended(thread: Mo
                 pass
 
     reader = asyncio.create_task(read())
-    await numbers.waits.wait()
+    await occurs(numbers.waits)
     reader.cancel()
     with pytest.raises(asyncio.CancelledError):
         await reader
@@ -401,7 +424,7 @@ async def test_who_is_cancelled_while_closing_a_stream_stays_cancelled(thread: M
         return "went on"
 
     reader = asyncio.create_task(read())
-    await closing.wait()
+    await occurs(closing)
     reader.cancel()
     await let_others_run()
     assert not reader.done()
@@ -447,8 +470,9 @@ async def test_a_closed_thread_takes_no_job_and_may_be_closed_again() -> None:
     thread = ModelThread("tts")
     await thread.close()
     await thread.close()
-    with pytest.raises(RuntimeError, match="closed"):
-        await thread.run(lambda _: None)
+    async with asyncio.timeout(PATIENCE_S):
+        with pytest.raises(RuntimeError, match="closed"):
+            await thread.run(lambda _: None)
 
 
 async def test_settled_returns_when_the_future_is_done_and_raises_nothing_of_it() -> None:

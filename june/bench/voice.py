@@ -155,6 +155,7 @@ class VoiceBench:
         self._stt = stt
         self._llm = llm
         self._tts = tts
+        self._pause_s = settings.tts.sentence_pause_s
         self._pipeline = VoicePipeline(settings, stt, llm, tts, cores=cores)
 
     async def close(self) -> None:
@@ -193,7 +194,7 @@ class VoiceBench:
             speech = list(self._tts.synthesize_now(stop, sentence))
             tts_s = time.perf_counter() - begin
             begin = time.perf_counter()
-            self._append(encoder, speech, first=index == 0)
+            append_sentence(encoder, speech, self._pause_s if index else 0)
             if index == len(written) - 1:
                 encoder.finish()
             encode_s = time.perf_counter() - begin
@@ -219,17 +220,12 @@ class VoiceBench:
                 spoken.append([speech async for speech in pieces])
         encoder = audio.OpusEncoder(self._settings.audio.opus_bitrate)
         for index, speech in enumerate(spoken):
-            self._append(encoder, speech, first=index == 0)
+            append_sentence(encoder, speech, self._pause_s if index else 0)
         encoder.finish()
         timings.serial_s.append(time.perf_counter() - begin)
 
     def _request(self, question: str) -> ChatRequest:
         return self._pipeline.chat_request((ChatMessage("user", question),))
-
-    def _append(self, encoder: audio.OpusEncoder, speech: list[Speech], *, first: bool) -> None:
-        for index, piece in enumerate(speech):
-            is_first = first and index == 0
-            append_sentence(encoder, piece, 0 if is_first else self._settings.tts.sentence_pause_s)
 
     def _figures(self, timings: _Timings) -> dict[str, Any]:
         turns = timings.june

@@ -17,10 +17,9 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from june import hardware
-from june.app import choose_models
+from june.app import choose_models, choose_set
 from june.errors import JuneError, ModelFileError
-from june.models import Catalogue, Model, choose_preset, find_faults, is_present, load_catalogue
+from june.models import Catalogue, Model, find_faults, is_present, load_catalogue
 from june.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -115,14 +114,7 @@ def _find(names: list[str], catalogue: Catalogue, settings: Settings, console: C
     presets: dict[str, Literal["starter", "gpu"]] = {"starter": "starter", "gpu": "gpu"}
     for name in names:
         if name in presets:
-            choice = choose_preset(
-                catalogue,
-                hardware.find_gpus(),
-                preset=presets[name],
-                context_tokens=settings.llm.context_tokens,
-                kv_type=settings.llm.kv_type,
-                stt_on_gpu=settings.stt.device != "cpu",
-            )
+            choice = choose_set(settings, catalogue, presets[name])
             console.print(choice.reason)
             models |= {part: catalogue[part] for part in (choice.stt, choice.llm, choice.tts)}
         elif name in catalogue:

@@ -31,7 +31,7 @@ import unicodedata
 from collections.abc import Callable, Generator
 from functools import lru_cache
 
-MAX_CHARACTERS = 250
+MAX_CHARACTERS = 200
 """Longest sentence; a longer one is cut at a pause or a word, so that one synthesis stays short."""
 
 _UNSPACED_ENDS = frozenset("。！？｡؟۔।॥։።")

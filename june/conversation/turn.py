@@ -184,7 +184,7 @@ class VoicePipeline:
             StageError: nothing in it can be said, or speaking or encoding failed.
         """
         await answer.may_be_spoken.wait()
-        spoken: asyncio.Queue[Speech | None] = asyncio.Queue(SENTENCES_AHEAD)
+        spoken: asyncio.Queue[list[Speech] | None] = asyncio.Queue(SENTENCES_AHEAD)
         try:
             async with asyncio.TaskGroup() as group:
                 encoding = group.create_task(self._encode(spoken, timings_s))
@@ -194,7 +194,7 @@ class VoicePipeline:
         return encoding.result()
 
     async def _speak(
-        self, answer: "_Answer", spoken: asyncio.Queue[Speech | None], timings_s: dict[str, float]
+        self, answer: "_Answer", spoken: asyncio.Queue[list[Speech] | None], timings_s: dict[str, float]
     ) -> None:
         begin = time.perf_counter()
         characters = 0
@@ -207,17 +207,17 @@ class VoicePipeline:
                 _limited("tts", self._settings.tts.timeout_s, timings_s),
                 aclosing(self._tts.synthesize(sentence)) as pieces,
             ):
-                async for speech in pieces:
-                    timings_s.setdefault("tts_first_audio", time.perf_counter() - begin)
-                    await spoken.put(speech)
+                speech = [piece async for piece in pieces]
+            timings_s.setdefault("tts_first_audio", time.perf_counter() - begin)
+            await spoken.put(speech)
         if characters == 0:
             raise SynthesisError("nothing_to_say", "Nothing in the answer can be spoken.")
         await spoken.put(None)
 
-    async def _encode(self, spoken: asyncio.Queue[Speech | None], timings_s: dict[str, float]) -> Voice:
+    async def _encode(self, spoken: asyncio.Queue[list[Speech] | None], timings_s: dict[str, float]) -> Voice:
         encoder = audio.OpusEncoder(self._settings.audio.opus_bitrate)
         pause_s = 0.0
-        while speech := await spoken.get():
+        while (speech := await spoken.get()) is not None:
             async with _limited("encode", CODEC_TIMEOUT_S, timings_s):
                 await self._codec.run(lambda _, s, p: append_sentence(encoder, s, p), speech, pause_s)
             pause_s = self._settings.tts.sentence_pause_s
@@ -319,8 +319,11 @@ def _measure(result: TurnResult) -> dict[str, int | float]:
     return measures
 
 
-def append_sentence(encoder: audio.OpusEncoder, speech: Speech, pause_s: float) -> None:
-    """Encode one spoken sentence at an even loudness, after a pause."""
-    pause = np.zeros(round(pause_s * speech.sample_rate_hz), np.int16)
-    sentence = audio.level_speech(speech.samples, speech.sample_rate_hz)
-    encoder.write(np.concatenate([pause, sentence]), speech.sample_rate_hz)
+def append_sentence(encoder: audio.OpusEncoder, speech: list[Speech], pause_s: float) -> None:
+    """Encode the pieces of one spoken sentence at an even loudness, after a pause."""
+    if not speech:
+        return
+    rate_hz = speech[0].sample_rate_hz
+    pause = np.zeros(round(pause_s * rate_hz), np.int16)
+    samples = audio.level_speech(np.concatenate([piece.samples for piece in speech]), rate_hz)
+    encoder.write(np.concatenate([pause, samples]), rate_hz)

@@ -5,7 +5,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Protocol, cast
 
+from june.errors import ModelLoadError
+from june.hardware import Gpu
 from june.messages import ChatRequest, Delta, ModelDescription
+from june.models import Model, llm_gpu_bytes
 from june.settings import LlmSettings
 
 
@@ -39,16 +42,46 @@ class ChatModel(Protocol):
 _BACKENDS = {"llama_cpp": "june.llm.llama_cpp:LlamaCpp"}
 
 
-def create(settings: LlmSettings, name: str, path: Path) -> ChatModel:
+def create(settings: LlmSettings, model: Model, path: Path) -> ChatModel:
     """The backend that the settings name, not yet loaded.
 
     Args:
         settings: the section `[llm]`.
-        name: the model's name in the catalogue.
+        model: its entry in the catalogue.
         path: its GGUF file.
     """
     module, _, backend = _BACKENDS[settings.backend].partition(":")
-    return cast("ChatModel", getattr(import_module(module), backend)(settings, name, path))
+    return cast("ChatModel", getattr(import_module(module), backend)(settings, model, path))
+
+
+def require_gpu(
+    model: Model, settings: LlmSettings, gpus: tuple[Gpu, ...], *, offload_supported: bool
+) -> None:
+    """Returns if the model may be loaded here: small enough for the CPU, or with room on a GPU.
+
+    A model with more than `llm.gpu_only_above_b` billion parameters never computes on the CPU.
+
+    Raises:
+        ModelLoadError: what was found, and what is missing.
+    """
+    if model.parameters_b <= settings.gpu_only_above_b:
+        return
+    needed_gb = llm_gpu_bytes(model, settings.context_tokens, settings.kv_type) / 1e9
+    most_free = max(gpus, key=lambda gpu: gpu.free_bytes, default=None)
+    if most_free is None:
+        missing = "no NVIDIA GPU was found"
+    elif not offload_supported:
+        missing = f"llama.cpp was built without CUDA, so {most_free.name} is of no use to it"
+    elif settings.gpu_layers >= 0:
+        missing = f"llm.gpu_layers = {settings.gpu_layers} leaves a part of it on the CPU; set it to -1"
+    elif most_free.free_bytes / 1e9 < needed_gb:
+        missing = f"{most_free.name} has only {most_free.free_bytes / 1e9:.1f} GB free"
+    else:
+        return
+    raise ModelLoadError(
+        f"{model.name} has {model.parameters_b:g} billion parameters, more than llm.gpu_only_above_b = "
+        f"{settings.gpu_only_above_b:g}, and needs a GPU with {needed_gb:.1f} GB free: {missing}."
+    )
 
 
 def gpu_offload_supported(settings: LlmSettings) -> bool:

@@ -22,6 +22,7 @@ from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
 from june import hardware
 from june.errors import GenerationError, ModelLoadError
+from june.llm import require_gpu
 from june.llm.reasoning import OPEN, ReasoningSplitter
 from june.messages import (
     ChatMessage,
@@ -33,6 +34,7 @@ from june.messages import (
     Sampling,
     Usage,
 )
+from june.models import Model
 from june.settings import LlmSettings
 from june.workers import ModelThread, StopFlag
 
@@ -52,9 +54,10 @@ DECODE_ABORTED = 2
 class LlamaCpp:
     """`ChatModel` by llama.cpp, on the CPU or a GPU."""
 
-    def __init__(self, settings: LlmSettings, name: str, path: Path) -> None:
+    def __init__(self, settings: LlmSettings, model: Model, path: Path) -> None:
         self._settings = settings
-        self._name = name
+        self._model = model
+        self._name = model.name
         self._path = path
         self._thread = ModelThread("llm")
         self._engine: Engine | None = None
@@ -63,8 +66,10 @@ class LlamaCpp:
         """Read the weights.
 
         Raises:
-            ModelLoadError: llama.cpp does not take the file, or has no room for it.
+            ModelLoadError: it needs a GPU that is not here, or llama.cpp does not take the file.
         """
+        offload = gpu_offload_supported()
+        require_gpu(self._model, self._settings, hardware.find_gpus(), offload_supported=offload)
         self._engine = await self._thread.run(lambda _: Engine(self._settings, self._name, self._path))
 
     async def warm_up(self) -> None:

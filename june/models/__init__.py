@@ -177,11 +177,12 @@ def choose_preset(
     context_tokens: int,
     kv_type: KvType,
     stt_on_gpu: bool = True,
+    obstacle: str = "no NVIDIA GPU was found",
 ) -> Choice:
     """The models for this machine: the best language model that fits the GPU with the most free memory.
 
     Whisper is counted too, unless `stt_on_gpu` is off. With "auto", a machine where nothing fits gets the
-    starter models.
+    starter models. `obstacle` says why `gpus` is empty.
 
     Raises:
         ModelLoadError: "gpu" was asked for, and there is no GPU or nothing fits it.
@@ -190,7 +191,7 @@ def choose_preset(
         return Choice("starter", *STARTER, "Starter models, as asked.")
     gpu = max(gpus, key=lambda gpu: gpu.free_bytes, default=None)
     if gpu is None:
-        shortfall = "no NVIDIA GPU was found"
+        shortfall = obstacle
     else:
         stt_bytes = catalogue[GPU_STT].size_bytes + STT_WORKSPACE_BYTES if stt_on_gpu else 0
         needed = {

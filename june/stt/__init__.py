@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Protocol, cast
 
 from june.messages import ModelDescription, Pcm, Transcript
+from june.models import Model
 from june.settings import SttSettings
 
 
@@ -42,13 +43,13 @@ class SpeechToText(Protocol):
 _BACKENDS = {"faster_whisper": "june.stt.faster_whisper:FasterWhisper"}
 
 
-def create(settings: SttSettings, name: str, path: Path) -> SpeechToText:
+def create(settings: SttSettings, model: Model, path: Path) -> SpeechToText:
     """The backend that the settings name, not yet loaded.
 
     Args:
         settings: the section `[stt]`.
-        name: the model's name in the catalogue.
+        model: its entry in the catalogue.
         path: its folder.
     """
     module, _, backend = _BACKENDS[settings.backend].partition(":")
-    return cast("SpeechToText", getattr(import_module(module), backend)(settings, name, path))
+    return cast("SpeechToText", getattr(import_module(module), backend)(settings, model, path))

@@ -5,7 +5,8 @@ is most of the work. Here its window follows the note (`stt.window = "auto"`), a
 like a repetition, the known failure of a short window, is heard once more with the whole 30 s.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ from faster_whisper.vad import get_speech_timestamps
 from june import hardware
 from june.errors import ModelLoadError, TranscriptionError
 from june.messages import ModelDescription, Pcm, Transcript
+from june.models import Model
 from june.settings import SttSettings
 from june.telemetry import log
 from june.workers import ModelThread, StopFlag
@@ -47,9 +49,10 @@ ENERGETIC_RMS = 0.01
 class FasterWhisper:
     """`SpeechToText` by faster-whisper, on the CPU or a CUDA GPU."""
 
-    def __init__(self, settings: SttSettings, name: str, path: Path) -> None:
+    def __init__(self, settings: SttSettings, model: Model, path: Path) -> None:
         self._settings = settings
-        self._name = name
+        self._model = model
+        self._name = model.name
         self._path = path
         self._thread = ModelThread("stt")
         self._whisper: _WindowedWhisper | None = None
@@ -187,10 +190,18 @@ class _WindowedWhisper(WhisperModel):  # type: ignore[misc]  # the library has n
             raise _Stopped
         return super().encode(fit_window(features, self.window_s))
 
-    def generate_with_fallback(self, *args: Any, **kwargs: Any) -> Any:
-        if self.stop.is_set():
-            raise _Stopped
-        return super().generate_with_fallback(*args, **kwargs)
+    def generate_with_fallback(
+        self, encoder_output: ctranslate2.StorageView, prompt: Any, tokenizer: Any, options: Any
+    ) -> Any:
+        options = replace(options, temperatures=self._until_stopped(options.temperatures))
+        return super().generate_with_fallback(encoder_output, prompt, tokenizer, options)
+
+    def _until_stopped(self, temperatures: Iterable[float]) -> Iterator[float]:
+        """The library tries one temperature after the other, each for seconds if the text runs away."""
+        for temperature in temperatures:
+            if self.stop.is_set():
+                raise _Stopped
+            yield temperature
 
 
 def fit_window(features: npt.NDArray[np.float32], window_s: Window) -> npt.NDArray[np.float32]:
@@ -202,7 +213,7 @@ def fit_window(features: npt.NDArray[np.float32], window_s: Window) -> npt.NDArr
     content = int(np.flatnonzero(features.any(axis=0))[-1]) + 1 if features.any() else 0
     following_s = max(SHORTEST_WINDOW_S, content / FRAMES_PER_S + WINDOW_MARGIN_S)
     seconds = following_s if window_s == "auto" else window_s
-    frames = max(round(seconds * FRAMES_PER_S / 2) * 2, content)  # the encoder's stride is 2
+    frames = max(round(seconds * FRAMES_PER_S / 2) * 2, content + content % 2)  # the encoder's stride is 2
     if frames >= features.shape[1]:
         return features
     fitted = np.full((features.shape[0], frames), features[:, :content].min(initial=0), features.dtype)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Protocol, cast
 
 from june.messages import ModelDescription, Speech
+from june.models import Model
 from june.settings import TtsSettings
 
 
@@ -43,13 +44,13 @@ class TextToSpeech(Protocol):
 _BACKENDS = {"piper": "june.tts.piper:Piper"}
 
 
-def create(settings: TtsSettings, name: str, path: Path) -> TextToSpeech:
+def create(settings: TtsSettings, model: Model, path: Path) -> TextToSpeech:
     """The backend that the settings name, not yet loaded.
 
     Args:
         settings: the section `[tts]`.
-        name: the voice's name in the catalogue.
+        model: its entry in the catalogue.
         path: its ONNX file.
     """
     module, _, backend = _BACKENDS[settings.backend].partition(":")
-    return cast("TextToSpeech", getattr(import_module(module), backend)(settings, name, path))
+    return cast("TextToSpeech", getattr(import_module(module), backend)(settings, model, path))

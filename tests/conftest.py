@@ -1,0 +1,78 @@
+"""What several test files share: the starter models, each loaded once a session."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from june.bench.voice import Question, load_questions
+from june.llm.llama_cpp import LlamaCpp
+from june.models import STARTER, load_catalogue, require
+from june.settings import PROJECT_ROOT, LlmSettings, ModelsSettings, Settings
+from june.stt.faster_whisper import FasterWhisper
+from june.tts.piper import Piper
+
+STT, LLM, TTS = STARTER
+CATALOGUE = load_catalogue()
+
+
+@pytest.fixture(scope="session")
+def settings() -> Settings:
+    """The defaults with the starter models, and greedy, so that answers repeat."""
+    return Settings(
+        models=ModelsSettings(directory=PROJECT_ROOT / "models", preset="starter"),
+        llm=LlmSettings(temperature=0, presence_penalty=0, max_tokens=40),
+    )
+
+
+@pytest.fixture(scope="session")
+def model_paths(settings: Settings) -> dict[str, Path]:
+    """What each engine loads, by the model's name."""
+    return {name: require(CATALOGUE[name], settings.models.directory) for name in STARTER}
+
+
+@pytest.fixture(scope="session")
+async def stt(settings: Settings, model_paths: dict[str, Path]) -> AsyncIterator[FasterWhisper]:
+    """Whisper tiny.en."""
+    whisper = FasterWhisper(settings.stt, CATALOGUE[STT], model_paths[STT])
+    await whisper.load()
+    await whisper.warm_up()
+    yield whisper
+    await whisper.close()
+
+
+@pytest.fixture(scope="session")
+async def llm(settings: Settings, model_paths: dict[str, Path]) -> AsyncIterator[LlamaCpp]:
+    """SmolLM2 with 135 million parameters."""
+    model = LlamaCpp(settings.llm, CATALOGUE[LLM], model_paths[LLM])
+    await model.load()
+    await model.warm_up()
+    yield model
+    await model.close()
+
+
+@pytest.fixture(scope="session")
+async def tts(settings: Settings, model_paths: dict[str, Path]) -> AsyncIterator[Piper]:
+    """The voice Joe."""
+    voice = Piper(settings.tts, CATALOGUE[TTS], model_paths[TTS])
+    await voice.load()
+    await voice.warm_up()
+    yield voice
+    await voice.close()
+
+
+@pytest.fixture(scope="session")
+def questions() -> tuple[Question, ...]:
+    """The recorded questions that ship with june."""
+    return load_questions()
+
+
+@pytest.fixture(scope="session")
+def settings_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same settings as a file, for commands that are run as people run them."""
+    file = tmp_path_factory.mktemp("settings") / "settings.toml"
+    file.write_text(
+        f'[models]\ndirectory = "{PROJECT_ROOT / "models"}"\npreset = "starter"\n'
+        "[llm]\ntemperature = 0\npresence_penalty = 0\nmax_tokens = 40\n"
+    )
+    return file

@@ -1,0 +1,102 @@
+"""The rules of the house that no linter knows."""
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from june.settings import PROJECT_ROOT
+
+JUNE = PROJECT_ROOT / "june"
+TREES = {
+    file.relative_to(JUNE).as_posix(): ast.parse(file.read_text("utf-8"))
+    for file in sorted(JUNE.rglob("*.py"))
+}
+
+OWNERS = {
+    "av": "audio.py",
+    "ctranslate2": "stt/faster_whisper.py",
+    "faster_whisper": "stt/faster_whisper.py",
+    "httpx2": "models/pull.py",
+    "huggingface_hub": "models/pull.py",
+    "jinja2": "llm/llama_cpp.py",
+    "llama_cpp": "llm/llama_cpp.py",
+    "onnxruntime": "tts/piper.py",
+    "piper": "tts/piper.py",
+    "pydantic_settings": "settings.py",
+    "pynvml": "hardware.py",
+    "structlog": "telemetry.py",
+}
+"""The one module that imports a library, and translates its exceptions."""
+
+LOADED_BY_NAME = {"ctranslate2", "faster_whisper", "llama_cpp", "onnxruntime", "piper"}
+"""Libraries that are imported only when the backend on them is chosen."""
+
+
+def imported_packages(tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield (node.module or "").partition(".")[0]
+
+
+@pytest.mark.parametrize(("library", "owner"), OWNERS.items())
+def test_a_library_is_imported_in_one_module(library: str, owner: str) -> None:
+    assert [path for path, tree in TREES.items() if library in imported_packages(tree)] == [owner]
+
+
+@pytest.mark.parametrize("module", ["june.app", "june.__main__"])
+def test_importing_june_imports_no_engine(module: str) -> None:
+    code = f"import sys, {module}; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=PROJECT_ROOT
+    )
+    assert module in done.stdout.split()
+    assert not LOADED_BY_NAME & set(done.stdout.split())
+
+
+def test_no_module_is_a_drawer_for_odds_and_ends() -> None:
+    names = {part.removesuffix(".py") for path in TREES for part in path.split("/")}
+    assert not names & {"utils", "helpers", "common", "manager", "base"}
+
+
+def starts_threads(node: ast.AST) -> bool:
+    if isinstance(node, ast.ImportFrom):
+        names = {f"{node.module}.{alias.name}" for alias in node.names}
+        return bool(names & {"asyncio.to_thread", "threading.Thread"})
+    if isinstance(node, ast.Attribute):
+        return node.attr in {"to_thread", "run_in_executor"} or ast.unparse(node) == "threading.Thread"
+    return False
+
+
+def test_only_workers_starts_threads() -> None:
+    found = [path for path, tree in TREES.items() if any(map(starts_threads, ast.walk(tree)))]
+    assert found == ["workers.py"]
+
+
+def mapped(readme: str) -> Iterator[str]:
+    """The paths in the README's module map: `  name.py   text`, `  package/   text`, `    name.py   text`."""
+    block = re.search(r"^```\w*\njune/\n(.*?)^```", readme, re.MULTILINE | re.DOTALL)
+    assert block is not None, "README.md has no fenced block that begins with a line june/"
+    package = ""
+    for line in block[1].splitlines():
+        entry = re.fullmatch(r"(?P<indent>  |    )(?P<name>\w+(\.py|/)) +\S.*", line)
+        assert entry is not None, line
+        if entry["indent"] == "    ":
+            assert package, line
+            yield package + entry["name"]
+        else:
+            package = entry["name"] if entry["name"].endswith("/") else ""
+            yield entry["name"]
+
+
+def test_the_readme_maps_every_module() -> None:
+    modules = [path for path in TREES if not path.endswith("__init__.py")]
+    packages = {f"{Path(path).parent.as_posix()}/" for path in TREES if "/" in path}
+    paths = list(mapped((PROJECT_ROOT / "README.md").read_text("utf-8")))
+    assert sorted(paths) == sorted([*modules, *packages])
