@@ -15,7 +15,7 @@ endif
 .PHONY: demo test lint install install-dev models lock clean
 
 demo: models
-	@$(BIN)/python -m june ask june/bench/questions/sky.ogg --out reply.ogg
+	@$(BIN)/python -m june ask june/bench/questions/sleep.ogg --out reply.ogg
 
 test: install-dev models
 	@$(BIN)/python -m pytest -m "not slow"

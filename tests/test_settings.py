@@ -202,7 +202,7 @@ def test_a_variable_is_read_as_the_type_of_its_key(
         ("[stt]\nwindow = '30'", "stt.window: expected 'auto' or a valid number."),
         ("[stt]\nwindow = true", "stt.window: expected 'auto' or a valid number."),
         ("[stt]\nlanguage = 'English'", "stt.language: expected text of the pattern '^([a-z]{2,3})?$'."),
-        ("[stt]\ntimeout_s = nan", "stt.timeout_s: expected greater than 0."),
+        ("[stt]\ntimeout_s = nan", "stt.timeout_s: expected a finite number."),
         ("[reply]\noverlap = 1", "reply.overlap: expected 'auto' or a valid boolean."),
         ("[models]\npreset = 'cpu'", "models.preset: expected 'auto', 'starter' or 'gpu'."),
         (

@@ -184,7 +184,7 @@ class Engine:
     def _render(self, request: ChatRequest) -> str:
         """The prompt by the model's own template; a person's text cannot contain control tokens."""
         messages: list[Any] = [
-            {"role": each.role, "content": self._control_tokens.sub("", each.content)}
+            {"role": each.role, "content": self._without_control_tokens(each.content)}
             for each in request.messages
         ]
         try:
@@ -193,6 +193,12 @@ class Engine:
             raise GenerationError(
                 "llm_failed", f"The chat template failed: {type(error).__name__}."
             ) from None
+
+    def _without_control_tokens(self, text: str) -> str:
+        """The text without control tokens, and without those that stand there once others are gone."""
+        while (shorter := self._control_tokens.sub("", text)) != text:
+            text = shorter
+        return text
 
     def _tokenize(self, text: str) -> list[int]:
         data = text.encode("utf-8", "replace")

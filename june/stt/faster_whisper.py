@@ -119,7 +119,9 @@ class FasterWhisper:
         """One pass, and another where the first looks like a runaway, or missed a loud recording."""
         segments, heard_language = self._hear(stop, pcm, language, window=window, vad=self._settings.vad)
         retries = 0
-        if window != FULL_WINDOW_S and any(map(self._is_suspect, segments)):
+        if window != FULL_WINDOW_S and (
+            any(map(self._is_suspect, segments)) or is_repetition(_text(segments))
+        ):
             retries = 1
             segments, heard_language = self._hear(
                 stop, pcm, language, window=FULL_WINDOW_S, vad=self._settings.vad
@@ -127,8 +129,7 @@ class FasterWhisper:
         if not segments and self._settings.vad and _loudest_rms(pcm) >= ENERGETIC_RMS:
             segments, heard_language = self._hear(stop, pcm, language, window=window, vad=False)
             segments = [each for each in segments if self._is_surely_speech(each)]
-        text = " ".join(each.text.strip() for each in segments).strip()
-        return Transcript(text, heard_language, len(pcm) / SAMPLE_RATE_HZ, retries)
+        return Transcript(_text(segments), heard_language, len(pcm) / SAMPLE_RATE_HZ, retries)
 
     def _hear(
         self, stop: StopFlag, pcm: Pcm, language: str, *, window: Window, vad: bool
@@ -145,8 +146,6 @@ class FasterWhisper:
             log_prob_threshold=self._settings.log_prob_threshold,
             no_speech_threshold=self._settings.no_speech_threshold,
             condition_on_previous_text=False,
-            # Timestamps only tell where the next 30 s begin.
-            without_timestamps=len(pcm) < FULL_WINDOW_S * SAMPLE_RATE_HZ,
             vad_filter=vad,
             vad_parameters={"min_silence_duration_ms": self._settings.vad_min_silence_ms},
         )
@@ -156,7 +155,6 @@ class FasterWhisper:
         return (
             segment.compression_ratio > self._settings.compression_ratio_threshold
             or segment.avg_logprob < self._settings.log_prob_threshold
-            or is_repetition(segment.text)
         )
 
     def _is_surely_speech(self, segment: Segment) -> bool:
@@ -236,6 +234,10 @@ def is_repetition(text: str) -> bool:
             if run >= enough:
                 return True
     return False
+
+
+def _text(segments: list[Segment]) -> str:
+    return " ".join(segment.text.strip() for segment in segments).strip()
 
 
 def choose_device(wanted: Literal["auto", "cpu", "cuda"]) -> Literal["cpu", "cuda"]:
