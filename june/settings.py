@@ -106,7 +106,7 @@ class SttSettings(Section):
     compute_type: Literal["auto", "int8", "int8_float16", "float16", "float32"] = "auto"
     """Arithmetic of the weights; "auto": int8 on the CPU, float16 on a GPU."""
     threads: int = Field(default=0, ge=0, le=1024)
-    """CPU threads; 0: one for each core."""
+    """CPU threads; 0: as many as the model's size makes use of, at most one for each core."""
     language: str = Field(default="", pattern=r"^([a-z]{2,3})?$")
     """ISO 639-1 code of the language spoken, such as "en"; empty: heard from the recording."""
     beam_size: int = Field(default=1, ge=1, le=16)

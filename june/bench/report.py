@@ -43,9 +43,9 @@ def process_age_s() -> float:
 def emit(report: dict[str, Any], file: Path | None) -> None:
     """Print the report as the last line of output, and write it to `file` if one is named."""
     line = json.dumps(report)
+    print(line)
     if file is not None:
         try:
             file.write_text(line + "\n", encoding="utf-8")
         except OSError as error:
             raise JuneError(f"The report cannot be written to {file}: {error.strerror}.") from None
-    print(line)

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,10 +10,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from june import app
+from june import app, audio
 from june.conversation.turn import TurnRequest, TurnResult
 from june.errors import AudioError, JuneError
-from june.settings import Settings, load_settings
+from june.settings import AudioSettings, Settings, load_settings
 from june.telemetry import configure_logging
 
 TIMINGS = ("decode", "stt", "llm_first_token", "llm", "tts_first_audio", "tts", "encode", "total")
@@ -32,12 +33,14 @@ def ask(
 ) -> None:
     """Answer a recorded question with a recording."""
     if (file is None) == (not text):
-        raise typer.BadParameter("give either a recording or --text")
+        raise JuneError("Give either a recording or --text.")
     settings = load_settings(settings_file)
     if voice:
         settings = settings.model_copy(update={"tts": settings.tts.model_copy(update={"model": voice})})
     configure_logging(settings.telemetry)
-    request = TurnRequest(audio=_read(file) if file else None, text=text, language=language)
+    _refuse_unwritable(out)
+    recording = _read(file, settings.audio) if file else None
+    request = TurnRequest(audio=recording, text=text, language=language)
     result, models = asyncio.run(_answer(settings, request))
     if result.voice is not None:
         _write(out, result.voice.ogg_opus)
@@ -57,11 +60,21 @@ async def _answer(settings: Settings, request: TurnRequest) -> tuple[TurnResult,
         return await pipeline.answer(request), names
 
 
-def _read(file: Path) -> bytes:
+def _refuse_unwritable(out: Path) -> None:
+    """Before the answer is made, so that it is not made in vain."""
+    if out.is_dir() or not os.access(out if out.exists() else out.parent, os.W_OK):
+        raise JuneError(f"The answer cannot be written to {out}.")
+
+
+def _read(file: Path, settings: AudioSettings) -> bytes:
+    """The recording; a bad one is refused here, before the models are loaded."""
     try:
-        return file.read_bytes()
+        with file.open("rb") as stream:
+            data = stream.read(settings.max_bytes + 1)
     except OSError as error:
         raise AudioError("decode", "audio_unreadable", f"{file} cannot be read: {error.strerror}.") from None
+    audio.decode(data, settings)
+    return data
 
 
 def _write(out: Path, data: bytes) -> None:
@@ -89,11 +102,12 @@ def _as_json(result: TurnResult, models: dict[str, str], out: Path) -> dict[str,
 
 
 def _print(result: TurnResult, out: Path) -> None:
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     if result.transcript is not None:
-        console.print(f"[bold]heard[/]     {result.transcript.text or '(nothing)'}", markup=True)
-    console.print("[bold]answered[/]  ", end="")
-    console.print(result.text, markup=False)
+        console.print("heard     ", style="bold", end="")
+        console.print(result.transcript.text or "(nothing)")
+    console.print("answered  ", style="bold", end="")
+    console.print(result.text)
     table = Table("stage", "seconds", title="One turn")
     for name in TIMINGS:
         if name in result.timings_s:

@@ -81,7 +81,7 @@ async def _voice(settings: Settings, turns: int, paced: float, tokens: int) -> d
             figures = await bench.run(questions, turns)
         finally:
             await bench.close()
-        windows = compare_windows(stt, settings, questions)
+        windows = compare_windows(stt, settings, questions, rounds=min(turns, 3))
         return {
             "suite": "voice",
             "machine": report.machine(),

@@ -199,10 +199,10 @@ class VoicePipeline:
         begin = time.perf_counter()
         characters = 0
         async for sentence in answer.sentences():
-            characters += len(sentence)
-            if characters > self._settings.reply.max_characters:
+            if characters + len(sentence) > self._settings.reply.max_characters:
                 log.warning("speech.cut", max_characters=self._settings.reply.max_characters)
                 break
+            characters += len(sentence)
             async with (
                 _limited("tts", self._settings.tts.timeout_s, timings_s),
                 aclosing(self._tts.synthesize(sentence)) as pieces,
