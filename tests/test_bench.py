@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import STT, TTS
 
 from june.audio import decode
 from june.bench.report import emit, percentiles, process_age_s
@@ -17,6 +16,7 @@ from june.messages import ChatMessage, ChatRequest, Sampling
 from june.settings import PROJECT_ROOT, AudioSettings, Settings
 from june.stt.faster_whisper import FasterWhisper
 from june.tts.piper import Piper
+from tests.conftest import STT, TTS
 
 REQUEST = ChatRequest((ChatMessage("user", "Why is the sky blue?"),), Sampling(), max_tokens=1)
 

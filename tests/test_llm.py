@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from conftest import CATALOGUE, LLM
 
 from june.errors import GenerationError, ModelLoadError
 from june.llm.llama_cpp import LlamaCpp
 from june.messages import ChatMessage, ChatRequest, FinishReason, Sampling, Usage
 from june.settings import LlmSettings, Settings
+from tests.conftest import CATALOGUE, LLM
 
 GREEDY = Sampling(temperature=0)
 STORY = "Tell me a story about a fox."
@@ -189,10 +189,14 @@ async def test_a_prefill_that_was_cancelled_goes_on_where_it_stopped(
 
 
 async def test_the_attention_cache_can_be_quantised(settings: Settings, model_paths: dict[str, Path]) -> None:
-    compact = settings.llm.model_copy(update={"kv_type": "q8_0", "flash_attention": True})
-    async with another(compact, model_paths[LLM]) as llm:
-        assert (await answer(llm, asks(ECHO))).text == EMOJI
-        assert llm.describe().details["kv_type"] == "q8_0"
+    stories = {}
+    for kv_type in ("f16", "q8_0", "q4_0"):
+        compact = settings.llm.model_copy(update={"kv_type": kv_type, "flash_attention": True})
+        async with another(compact, model_paths[LLM]) as llm:
+            stories[kv_type] = (await answer(llm, asks(STORY, max_tokens=40))).text
+            assert (await answer(llm, asks(ECHO))).text == EMOJI or kv_type == "q4_0"
+            assert llm.describe().details["kv_type"] == kv_type
+    assert stories["q4_0"] != stories["f16"]  # what is rounded to 4 bits is no longer the same
 
 
 async def test_a_file_that_is_no_model_is_refused(settings: Settings, tmp_path: Path) -> None:

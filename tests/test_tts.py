@@ -7,15 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import CATALOGUE, TTS
 
 from june.errors import ModelLoadError, SynthesisError
 from june.messages import Speech
 from june.settings import Settings
 from june.tts.piper import Piper
+from tests.conftest import CATALOGUE, TTS
 
 SENTENCE = "The sky is blue because the air scatters blue light more than red light."
-LONG_SENTENCE = "and then they walked on, past the river and the mill, to the old town " * 8
+LONG_SENTENCE = "and then they walked on, past the river and the mill, to the old town " * 4
 
 
 async def speak(tts: Piper, text: str) -> list[Speech]:
@@ -57,7 +57,7 @@ async def test_cancelling_stops_in_the_middle_of_a_sentence(tts: Piper) -> None:
         begin = time.perf_counter()
         (whole,) = await speak(tts, LONG_SENTENCE)
         whole_s = min(whole_s, time.perf_counter() - begin)
-        assert duration_s(whole) > 20
+        assert duration_s(whole) > 10
     for share in (0.1, 0.3, 0.5):
         begin = time.perf_counter()
         with pytest.raises(TimeoutError):

@@ -17,10 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import llama_cpp
-from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
 from june import hardware
+
+with hardware.openmp_bound_to_cores():
+    import llama_cpp
+    from llama_cpp.llama_chat_format import Jinja2ChatFormatter
+
 from june.errors import GenerationError, ModelLoadError
 from june.llm import require_gpu
 from june.llm.reasoning import OPEN, ReasoningSplitter
@@ -112,6 +115,9 @@ class Engine:
     """One model and one context; belongs to one thread at a time, and blocks it."""
 
     def __init__(self, settings: LlmSettings, name: str, path: Path) -> None:
+        self.offloaded = gpu_offload_supported() and settings.gpu_layers != 0
+        if not self.offloaded:
+            hardware.keep_on_first_core(_threads(settings))
         llama_cpp.llama_log_set(_ignore_log, ctypes.c_void_p(0))
         llama_cpp.llama_backend_init()
         model_params = llama_cpp.llama_model_default_params()
@@ -126,7 +132,6 @@ class Engine:
                 f"Language model {name} was read, but there is no room for a context of "
                 f"{settings.context_tokens} tokens; lower llm.context_tokens."
             )
-        self.offloaded = gpu_offload_supported() and settings.gpu_layers != 0
         self._settings = settings
         self._memory = llama_cpp.llama_get_memory(self._context)
         self._vocabulary = llama_cpp.llama_model_get_vocab(self._model)
@@ -312,12 +317,16 @@ def gpu_offload_supported() -> bool:
     return bool(llama_cpp.llama_supports_gpu_offload())
 
 
+def _threads(settings: LlmSettings) -> int:
+    return settings.threads or hardware.cpu_cores()
+
+
 def _context_params(settings: LlmSettings) -> Any:
     params = llama_cpp.llama_context_default_params()
     params.n_ctx = settings.context_tokens
     params.n_batch = params.n_ubatch = settings.prefill_chunk_tokens
     params.n_seq_max = 1
-    params.n_threads = params.n_threads_batch = settings.threads or hardware.cpu_cores()
+    params.n_threads = params.n_threads_batch = _threads(settings)
     params.flash_attn_type = FLASH_ATTENTION[settings.flash_attention]
     params.type_k = params.type_v = KV_TYPES[settings.kv_type]
     params.no_perf = True

@@ -35,7 +35,8 @@ SHORTEST_WINDOW_S = 10.0
 WINDOW_MARGIN_S = 4.0
 """The window is max(10 s, note + 4 s). With Whisper tiny.en on 270 clips of 2 to 7 s by four synthetic
 voices, clean and with noise, 0.066 of the words were wrong, and 0.071 with the whole window; 4 clips ran
-into a repetition. With max(8 s, note + 2 s) 0.063 were wrong, and 7 ran away, as did 3 of june's own 12 questions."""
+into a repetition. With max(8 s, note + 2 s) 0.063 were wrong, and 7 ran away, as did 3 of june's own 12
+questions."""
 ENGLISH_TOKENS_PER_S = 6
 """More than people say; of the window, which is longer than the speech in it."""
 
@@ -189,8 +190,7 @@ class _WindowedWhisper(WhisperModel):  # type: ignore[misc]  # the library has n
         """Stretches that were heard once more with the whole window."""
 
     def encode(self, features: npt.NDArray[np.float32]) -> ctranslate2.StorageView:
-        if self._stop.is_set():
-            raise _Stopped
+        self._raise_if_stopped()
         self._features = features
         self._fitted = fit_window(features, self._window)
         return super().encode(self._fitted)
@@ -203,8 +203,10 @@ class _WindowedWhisper(WhisperModel):  # type: ignore[misc]  # the library has n
             return super().generate_with_fallback(encoder_output, prompt, tokenizer, options)
         most_tokens = self._most_tokens(self._fitted.shape[1] / FRAMES_PER_S)
         quick = replace(
-            options, temperatures=TEMPERATURES[:1], max_new_tokens=2 * most_tokens - len(prompt)
-        )  # of this and the prompt CTranslate2 takes half
+            options,
+            temperatures=self._until_stopped(TEMPERATURES[:1]),
+            max_new_tokens=2 * most_tokens - len(prompt),  # of this and the prompt CTranslate2 takes half
+        )
         outcome = super().generate_with_fallback(encoder_output, prompt, tokenizer, quick)
         result, log_prob, _, compression_ratio = outcome
         tokens = result.sequences_ids[0]
@@ -215,6 +217,7 @@ class _WindowedWhisper(WhisperModel):  # type: ignore[misc]  # the library has n
             or is_repetition(tokenizer.decode(tokens))
         ):
             self.retries += 1
+            self._raise_if_stopped()
             encoder_output = super().encode(self._features)
             outcome = super().generate_with_fallback(encoder_output, prompt, tokenizer, options)
         return outcome
@@ -231,9 +234,12 @@ class _WindowedWhisper(WhisperModel):  # type: ignore[misc]  # the library has n
     def _until_stopped(self, temperatures: Iterable[float]) -> Iterator[float]:
         """The library tries one temperature after the other, each for seconds if the text runs away."""
         for temperature in temperatures:
-            if self._stop.is_set():
-                raise _Stopped
+            self._raise_if_stopped()
             yield temperature
+
+    def _raise_if_stopped(self) -> None:
+        if self._stop.is_set():
+            raise _Stopped
 
 
 def fit_window(features: npt.NDArray[np.float32], window_s: Window) -> npt.NDArray[np.float32]:
