@@ -64,9 +64,10 @@ _CLEANUP_FILTERS = (
 
 _OPUS_RATE_HZ = 48_000
 _OPUS_OPTIONS = {
-    "application": "voip",
-    # 10 s of speech take 76 ms; libopus's own default of 10 takes 100 ms and 3 takes 61 ms, for a
-    # frequency-weighted segmental SNR 1 dB higher and 1.3 dB lower. Frames of 40 or 60 ms are slower.
+    # 10 s of speech take 31 ms, against 76 ms with "voip", at the same size and with a frequency-weighted
+    # segmental SNR 3 dB higher: CELT instead of SILK. Level 10, libopus's own, takes a third more.
+    "application": "audio",
+    "vbr": "constrained",
     "compression_level": "5",
 }
 _OPUS_FRAME_S = 0.02

@@ -8,6 +8,7 @@ still in the cache is not evaluated again.
 
 import codecs
 import ctypes
+import math
 import random
 import re
 from collections.abc import AsyncGenerator, Generator, Iterator, Sequence
@@ -140,6 +141,9 @@ class Engine:
         self._abort = ctypes.create_string_buffer(2)
         _abort_when_set(self._context, self._abort)
         self._control_tokens = self._find_control_tokens()
+        self._end_tokens = [
+            token for token in range(self._n_vocab) if llama_cpp.llama_vocab_is_eog(self._vocabulary, token)
+        ]
         self._formatter = self._find_formatter(name)
 
     def free(self) -> None:
@@ -258,13 +262,9 @@ class Engine:
         chain = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
         add = llama_cpp.llama_sampler_chain_add
         if request.ignore_eos:
-            ends = [
-                llama_cpp.llama_logit_bias(token, float("-inf"))
-                for token in range(self._n_vocab)
-                if llama_cpp.llama_vocab_is_eog(self._vocabulary, token)
-            ]
-            bias = (llama_cpp.llama_logit_bias * len(ends))(*ends)
-            add(chain, llama_cpp.llama_sampler_init_logit_bias(self._n_vocab, len(ends), bias))
+            never = [llama_cpp.llama_logit_bias(token, -math.inf) for token in self._end_tokens]
+            bias = (llama_cpp.llama_logit_bias * len(never))(*never)
+            add(chain, llama_cpp.llama_sampler_init_logit_bias(self._n_vocab, len(never), bias))
         if sampling.presence_penalty or sampling.repeat_penalty != 1:
             window, repeat, presence = (
                 REPEAT_PENALTY_WINDOW_TOKENS,
