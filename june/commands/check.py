@@ -117,7 +117,8 @@ def _models(settings: Settings) -> Iterator[Finding]:
         try:
             require(model, settings.models.directory)
         except JuneError as error:
-            yield Finding(role, "failed", str(error), f"python -m june models pull {model.name}")
+            fault, _, remedy = str(error).partition("; run: ")
+            yield Finding(role, "failed", fault, remedy)
         else:
             yield Finding(role, "ok", f"{model.name}, present and verified")
 

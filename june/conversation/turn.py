@@ -38,8 +38,9 @@ from june.workers import ModelThread, settled
 T = TypeVar("T")
 
 CORES_FOR_OVERLAP = 8
-"""With the language model on the CPU, speaking meanwhile needs cores to spare: on 2 it loses (1.23 s
-against 1.11 s, measured), since llama.cpp's threads spin while the voice wants a core."""
+"""With the language model on the CPU, speaking meanwhile needs cores to spare: on 2, where both engines can
+use both, a turn took as long either way (0.99 to 1.07 of its time over four runs of the bench), and the
+answer's text came later. That 8 are enough is an estimate."""
 CODEC_TIMEOUT_S = 30.0
 SENTENCES_AHEAD = 4
 """Spoken sentences that may wait for the encoder, which is some five times faster than the voice."""

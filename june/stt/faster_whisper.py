@@ -144,6 +144,7 @@ class FasterWhisper:
             pcm,
             language=language or None,
             beam_size=self._settings.beam_size,
+            best_of=1,  # at each hotter temperature; Whisper's five take a long note five times as long
             temperature=TEMPERATURES,
             compression_ratio_threshold=self._settings.compression_ratio_threshold,
             log_prob_threshold=self._settings.log_prob_threshold,
