@@ -1,6 +1,7 @@
 """SmolLM2 on llama.cpp: sampling, the prompt's cache, limits, and stopping at any moment."""
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
@@ -208,3 +209,9 @@ async def test_a_file_that_is_no_model_is_refused(settings: Settings, tmp_path: 
     with pytest.raises(ModelLoadError, match=LLM):
         async with another(settings.llm, tmp_path / "missing.gguf"):
             pass
+
+
+def test_only_the_model_is_bound_to_a_core(llm: LlamaCpp) -> None:
+    """OpenMP binds the thread that loads it, and every thread started later would inherit that."""
+    assert llm.describe().device == "cpu"
+    assert os.sched_getaffinity(os.getpid()) == os.sched_getaffinity(os.getppid())

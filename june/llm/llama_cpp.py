@@ -126,6 +126,9 @@ class Engine:
         self._model = llama_cpp.llama_model_load_from_file(str(path).encode(), model_params)
         if not self._model:
             raise ModelLoadError(f"Language model {name} cannot be loaded: llama.cpp refuses {path.name}.")
+        self._vocabulary = llama_cpp.llama_model_get_vocab(self._model)
+        self._n_vocab = llama_cpp.llama_vocab_n_tokens(self._vocabulary)
+        self._formatter = self._find_formatter(name)
         self._context = llama_cpp.llama_init_from_model(self._model, _context_params(settings))
         if not self._context:
             llama_cpp.llama_model_free(self._model)
@@ -135,8 +138,6 @@ class Engine:
             )
         self._settings = settings
         self._memory = llama_cpp.llama_get_memory(self._context)
-        self._vocabulary = llama_cpp.llama_model_get_vocab(self._model)
-        self._n_vocab = llama_cpp.llama_vocab_n_tokens(self._vocabulary)
         self._evaluated: list[int] = []
         self._abort = ctypes.create_string_buffer(2)
         _abort_when_set(self._context, self._abort)
@@ -144,7 +145,6 @@ class Engine:
         self._end_tokens = [
             token for token in range(self._n_vocab) if llama_cpp.llama_vocab_is_eog(self._vocabulary, token)
         ]
-        self._formatter = self._find_formatter(name)
 
     def free(self) -> None:
         """Give the memory back; the engine is of no use afterwards."""
@@ -301,6 +301,7 @@ class Engine:
     def _find_formatter(self, name: str) -> Jinja2ChatFormatter:
         template = llama_cpp.llama_model_chat_template(self._model, None)
         if not template:
+            llama_cpp.llama_model_free(self._model)
             raise ModelLoadError(f"Language model {name} has no chat template; choose an instruct model.")
         bos, eos = (
             self._token_text(token) if token >= 0 else ""
