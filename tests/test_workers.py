@@ -448,7 +448,7 @@ async def test_closing_lets_waiting_jobs_finish_and_ends_the_thread() -> None:
     complaints: list[dict[str, Any]] = []
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(lambda _, complaint: complaints.append(complaint))
-    thread = ModelThread("tts", max_jobs=2)
+    thread = ModelThread("encode", max_jobs=2)
     job = Job()
     tasks = [
         await begin(thread, job),
@@ -461,7 +461,7 @@ async def test_closing_lets_waiting_jobs_finish_and_ends_the_thread() -> None:
     job.let_go()
     await closing
     assert [task.result() for task in tasks] == ["done", "waited", "waited"]
-    assert "june-tts" not in [each.name for each in threading.enumerate()]
+    assert "june-encode" not in [each.name for each in threading.enumerate()]
     loop.set_exception_handler(None)
     assert not complaints
 
