@@ -5,27 +5,32 @@ import sys
 import typer
 
 from june import __version__
-from june.commands import ask, bench, check, models
+from june.commands import ask, bench, check, messages, models, run
 from june.errors import JuneError
 
 app = typer.Typer(
     name="june",
     help="A voice assistant that runs on its owner's own machine.",
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+app.command()(run.run)
 app.command()(ask.ask)
 app.command()(check.check)
 app.add_typer(bench.app, name="bench")
+app.add_typer(messages.app, name="messages")
 app.add_typer(models.app, name="models")
 
 
 @app.callback(invoke_without_command=True)
-def version(*, version: bool = typer.Option(False, "--version", help="Print the version.")) -> None:
-    """Options before a command."""
+def without_command(
+    context: typer.Context, *, version: bool = typer.Option(False, "--version", help="Print the version.")
+) -> None:
+    """Without a command june serves the chat apps, as with run."""
     if version:
         print(__version__)
         raise typer.Exit
+    if context.invoked_subcommand is None:
+        run.run()
 
 
 def main() -> None:

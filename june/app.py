@@ -2,20 +2,38 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import Literal
+from importlib import import_module
+from typing import Any, Literal
 
-from june import hardware, llm, stt, tts
+from june import __version__, hardware, llm, stt, tts
+from june.chat import Adapter
+from june.chat.apps import ChatApps
+from june.chat.commands import COMMANDS, Commands
+from june.chat.delivery import Delivery
+from june.chat.intake import Gate
+from june.conversation.dispatch import Dispatcher
+from june.conversation.reply import Desk
 from june.conversation.turn import VoicePipeline
-from june.errors import ModelFileError
+from june.errors import SENTENCES, JuneError, ModelFileError, SettingsError
 from june.llm import ChatModel
+from june.messages import Outbound, Platform
 from june.models import Catalogue, Choice, Model, choose_preset, load_catalogue, require
 from june.settings import Settings
+from june.store import Received, Store, open_store
 from june.stt import SpeechToText
-from june.telemetry import log
+from june.telemetry import adapter_up, errors_total, log
 from june.tts import TextToSpeech
+from june.workers import settled
+
+DAY_S = 86_400.0
+STEADY_S = 60.0
+"""An adapter that ran for so long begins its pauses anew."""
+MAX_RESTART_PAUSE_S = 60.0
+SHUTDOWN_DELIVERY_S = 3.0
+"""Time for sending what is due, even when the turns took all the time there was."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +53,8 @@ class ChosenModels:
     llm: Model
     tts: Model
     reason: str
+    voices: tuple[Model, ...] = ()
+    """Voices of other languages, by `tts.voices`."""
 
 
 def choose_set(settings: Settings, catalogue: Catalogue, preset: Literal["auto", "starter", "gpu"]) -> Choice:
@@ -70,17 +90,18 @@ def choose_models(settings: Settings) -> ChosenModels:
     chosen = {}
     for role in ("stt", "llm", "tts"):
         named = getattr(settings, role).model
-        name = named or getattr(choice, role)
-        if name not in catalogue:
-            raise ModelFileError(
-                f"{role}.model: {name!r} is not in the catalogue; see python -m june models list."
-            )
-        if catalogue[name].role != role:
-            raise ModelFileError(
-                f"{role}.model: {name} is a model for {catalogue[name].role}, not for {role}."
-            )
-        chosen[role] = catalogue[name]
-    return ChosenModels(chosen["stt"], chosen["llm"], chosen["tts"], choice.reason)
+        chosen[role] = _find(catalogue, f"{role}.model", named or getattr(choice, role), role)
+    others = settings.tts.voices.items()
+    voices = [_find(catalogue, f"tts.voices.{language}", name, "tts") for language, name in others]
+    return ChosenModels(chosen["stt"], chosen["llm"], chosen["tts"], choice.reason, tuple(voices))
+
+
+def _find(catalogue: Catalogue, key: str, name: str, role: str) -> Model:
+    if name not in catalogue:
+        raise ModelFileError(f"{key}: {name!r} is not in the catalogue; see python -m june models list.")
+    if catalogue[name].role != role:
+        raise ModelFileError(f"{key}: {name} is a model for {catalogue[name].role}, not for {role}.")
+    return catalogue[name]
 
 
 @asynccontextmanager
@@ -95,11 +116,12 @@ async def open_models(settings: Settings) -> AsyncIterator[Models]:
     chosen = choose_models(settings)
     directory = settings.models.directory
     paths = {model.role: require(model, directory) for model in (chosen.stt, chosen.llm, chosen.tts)}
+    voices = {voice.name: require(voice, directory) for voice in chosen.voices}
     async with AsyncExitStack() as stack:
         models = Models(
             stt.create(settings.stt, chosen.stt, paths["stt"]),
             llm.create(settings.llm, chosen.llm, paths["llm"]),
-            tts.create(settings.tts, chosen.tts, paths["tts"]),
+            tts.create(settings.tts, chosen.tts, paths["tts"], voices),
         )
         for model in (models.stt, models.llm, models.tts):
             stack.push_async_callback(model.close)
@@ -124,3 +146,156 @@ async def open_pipeline(settings: Settings, models: Models) -> AsyncIterator[Voi
         yield pipeline
     finally:
         await pipeline.close()
+
+
+def create_adapters(settings: Settings) -> dict[Platform, Adapter]:
+    """An adapter for each chat app whose token is set.
+
+    Raises:
+        SettingsError: no token is set.
+    """
+    adapters: dict[Platform, Adapter] = {}
+    if settings.telegram.token.get_secret_value():
+        telegram = import_module("june.chat.telegram")
+        adapters["telegram"] = telegram.Telegram(settings.telegram, settings.delivery)
+    if settings.discord.token.get_secret_value():
+        discord = import_module("june.chat.discord")
+        adapters["discord"] = discord.Discord(settings.discord, settings.delivery)
+    if not adapters:
+        raise SettingsError(
+            "june is on no chat app: set telegram.token or discord.token, in settings.toml, as a secret file "
+            "or as the variable JUNE_TELEGRAM__TOKEN or JUNE_DISCORD__TOKEN."
+        )
+    return adapters
+
+
+async def serve(settings: Settings, stop: asyncio.Event) -> None:
+    """Serve the chat apps until `stop` is set; then end in order, with nothing lost.
+
+    Raises:
+        SettingsError: no chat app is set.
+        StoreError: the store cannot be opened, or failed.
+        ModelFileError, ModelLoadError: a model cannot be loaded.
+    """
+    adapters = create_adapters(settings)
+    async with open_store(settings.store.path) as store:
+        await store.recover(max_attempts=settings.chat.max_attempts, explain=_explain_attempts)
+        await store.prune(audio_before_s=time.time() - settings.store.keep_audio_days * DAY_S)
+        await June(settings, store, adapters).run(stop)
+
+
+def _explain_attempts(received: Received) -> Outbound:
+    message = received.message
+    return Outbound(message.chat, "text", SENTENCES["attempts_spent"], reply_to=message.message_id)
+
+
+class June:
+    """june on the chat apps.
+
+    What arrives is stored from the first moment, and answered when the models are ready. On its way down the
+    intake ends first, then the turns, then the delivery.
+    """
+
+    def __init__(self, settings: Settings, store: Store, adapters: Mapping[Platform, Adapter]) -> None:
+        self._settings = settings
+        self._store = store
+        self._adapters = adapters
+        self._models: Models | None = None
+        self._dispatcher: Dispatcher | None = None
+        self._delivery = Delivery(store, adapters, settings.delivery)
+        self._gate = Gate(store, settings.access, on_received=self._notice, on_outbox=self._delivery.wake)
+        self._commands = Commands(
+            store, self._gate, settings, was_stopped=self._was_stopped, status=self._status
+        )
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Serve until `stop` is set, or a part fails that nothing works without.
+
+        Raises:
+            StoreError: the store failed.
+            ModelFileError, ModelLoadError: a model cannot be loaded.
+        """
+        async with AsyncExitStack() as stack:
+            for adapter in self._adapters.values():
+                stack.push_async_callback(adapter.close)
+            intakes = [asyncio.create_task(self._supervise(adapter)) for adapter in self._adapters.values()]
+            delivering = asyncio.create_task(self._delivery.run())
+            answering = asyncio.create_task(self._answer())
+            stopping = asyncio.create_task(stop.wait())
+            try:
+                await asyncio.wait((delivering, answering, stopping), return_when=asyncio.FIRST_COMPLETED)
+                log.info("june.stopping")
+            finally:
+                begin = time.monotonic()
+                await _end(*intakes, stopping)
+                await _end(answering)
+                rest_s = self._settings.chat.shutdown_s - (time.monotonic() - begin)
+                await self._delivery.drain(max(rest_s, SHUTDOWN_DELIVERY_S))
+                await _end(delivering)
+            for task in (answering, delivering):
+                if not task.cancelled():
+                    task.result()
+
+    async def _supervise(self, adapter: Adapter) -> None:
+        """Run an adapter, and run it again after a pause when it fails: the others go on."""
+        failures = 0
+        while True:
+            begin = time.monotonic()
+            retry_after_s = 0.0
+            try:
+                await adapter.run(self._gate, COMMANDS)
+            except Exception as error:  # a supervisor: whatever it was, the adapter is run again
+                retry_after_s = getattr(error, "retry_after_s", None) or 0.0
+                errors_total.labels(stage="adapter", type=type(error).__name__).inc()
+                detail = str(error) if isinstance(error, JuneError) else type(error).__name__
+                log.error("adapter.failed", platform=adapter.platform, detail=detail)
+            adapter_up.labels(platform=adapter.platform).set(0)
+            failures = 0 if time.monotonic() - begin > STEADY_S else failures + 1
+            await asyncio.sleep(max(min(2.0**failures, MAX_RESTART_PAUSE_S), retry_after_s))
+
+    async def _answer(self) -> None:
+        """Load the models and answer what was received, until cancelled."""
+        settings = self._settings
+        async with open_models(settings) as models, open_pipeline(settings, models) as pipeline:
+            apps = ChatApps(self._store, self._adapters, max_bytes=settings.audio.max_bytes)
+            desk = Desk(settings, self._store, pipeline, apps, self._commands.run, self._delivery.wake)
+            self._dispatcher = dispatcher = Dispatcher(desk)
+            self._models = models
+            log.info("june.ready")
+            try:
+                await dispatcher.run()
+            finally:
+                await dispatcher.close(settings.chat.shutdown_s)
+                self._dispatcher = None
+
+    def _notice(self, arrived: Sequence[Received]) -> None:
+        if self._dispatcher is not None:
+            self._dispatcher.notice(arrived)
+
+    def _was_stopped(self, chat: str) -> bool:
+        return self._dispatcher is not None and self._dispatcher.was_stopped(chat)
+
+    async def _status(self, for_owner: bool) -> str:
+        """What `/status` answers."""
+        waiting = await self._store.waiting()
+        lines = [f"june {__version__}"]
+        if self._models is not None:
+            models = (self._models.stt, self._models.llm, self._models.tts)
+            lines += [f"- {model.describe().name} ({model.describe().device})" for model in models]
+        lines.append(f"- messages waiting: {waiting.new}, being answered: {waiting.processing}")
+        if self._dispatcher is not None and self._dispatcher.last_timings_s:
+            timings_s = self._dispatcher.last_timings_s.items()
+            lines.append("- last answer: " + ", ".join(f"{name} {value:.2f} s" for name, value in timings_s))
+        if for_owner:
+            for adapter in self._adapters.values():
+                health = adapter.health()
+                lines.append(f"- {adapter.platform}: {health.state} {health.detail}".rstrip())
+        return "\n".join(lines)
+
+
+async def _end(*tasks: asyncio.Task[Any]) -> None:
+    """Cancel the tasks and wait until they have ended; what they raised stays in them."""
+    for task in tasks:
+        task.cancel()
+    for task in tasks:
+        await settled(task)

@@ -255,6 +255,11 @@ class OpusEncoder:
         self._written: list[npt.NDArray[np.int16]] = []
         self._rate_hz = 0
 
+    @property
+    def duration_s(self) -> float:
+        """Length of what was written so far."""
+        return sum(samples.size for samples in self._written) / max(self._rate_hz, 1)
+
     def write(self, samples: npt.NDArray[np.int16], sample_rate_hz: int) -> None:
         """Encode int16 samples, shape (n_samples,), mono; every write of a message has the same rate.
 
@@ -282,8 +287,7 @@ class OpusEncoder:
         """
         if not self._written:
             raise AudioError("encode", "encode_failed", "no samples were written")
-        samples = np.concatenate(self._written)
-        duration_s = samples.size / self._rate_hz
+        samples, duration_s = np.concatenate(self._written), self.duration_s
         missing = math.ceil(_OPUS_FRAME_S * self._rate_hz) - samples.size
         if missing > 0:  # less than one frame of Opus cannot be decoded
             self._encode(np.zeros(missing, np.int16))

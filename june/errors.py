@@ -3,6 +3,9 @@
     JuneError
     ├── SettingsError                a wrong key, type or value in the settings
     ├── ModelFileError               a model file cannot be had, or is not what the catalogue says
+    ├── StoreError                   the file of messages cannot be used
+    ├── AdapterError                 the connection to a chat app is lost or was refused
+    ├── DeliveryError(reason)        a chat app did not take a message, or did not hand one out
     └── StageError(stage, code)      one stage of a turn failed
         ├── ModelLoadError           a model cannot be loaded here
         ├── AudioError               bytes that are no speech june can read, or PCM it cannot write
@@ -17,18 +20,27 @@ person in the chat is told is `StageError.sentence`, one for each code.
 
 from typing import Literal
 
-Stage = Literal["load", "decode", "stt", "llm", "tts", "encode"]
+Stage = Literal["load", "download", "decode", "stt", "llm", "tts", "encode", "store"]
+
+Refusal = Literal["try_again", "voice_forbidden", "too_large", "markup", "not_modified", "gone", "refused"]
+"""Why a chat app did not do something: it may do it later; it takes no voice messages here; the file is too
+large for it; it does not understand the markup; it is so already; the message, file or chat is gone; it
+never will."""
 
 SENTENCES = {
     "audio_empty": "That recording is empty.",
     "audio_too_large": "That recording is larger than I accept.",
     "audio_too_long": "That recording is longer than I accept.",
+    "audio_too_large_for_app": "That recording is larger than the chat app hands out to me.",
     "audio_too_short": "That recording is too short to hold a word.",
     "audio_unreadable": "I cannot read that file as a recording.",
     "audio_unsupported": "I do not accept recordings of that kind.",
+    "attempts_spent": "I was interrupted over that message again and again, so I gave it up.",
     "busy": "I have too much to do at the moment. Please try again in a minute.",
     "context_overflow": "That is more text than I can keep in mind at once.",
+    "download_failed": "I could not fetch that recording from the chat app.",
     "encode_failed": "I could not turn my answer into a voice message.",
+    "internal": "Something went wrong inside me. Please try again.",
     "llm_empty": "I could not think of an answer.",
     "llm_failed": "Something went wrong while I was thinking.",
     "model_unavailable": "One of my models is not available at the moment.",
@@ -52,6 +64,38 @@ class SettingsError(JuneError):
 
 class ModelFileError(JuneError):
     """A model's file is missing, cannot be downloaded, or does not have the catalogue's sha256."""
+
+
+class StoreError(JuneError):
+    """The file of messages cannot be opened, read or written."""
+
+
+class AdapterError(JuneError):
+    """The connection to a chat app is lost or was refused; the text never holds a token.
+
+    Args:
+        detail: one sentence for the owner.
+        retry_after_s: how long the platform asks to wait; None if it does not say.
+    """
+
+    def __init__(self, detail: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(detail)
+        self.retry_after_s = retry_after_s
+
+
+class DeliveryError(JuneError):
+    """A chat app did not take a message, or did not hand out a file; the text never holds a token.
+
+    Args:
+        reason: what kind of refusal it is.
+        detail: one sentence for the owner, without what was to be sent.
+        retry_after_s: how long the platform asks to wait; None if it does not say.
+    """
+
+    def __init__(self, reason: Refusal, detail: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(detail)
+        self.reason = reason
+        self.retry_after_s = retry_after_s
 
 
 class StageError(JuneError):

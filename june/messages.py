@@ -113,3 +113,102 @@ class Voice:
     duration_s: float
     waveform: bytes
     """At most 256 loudness values, 0 to 255, one for each 100 ms or coarser."""
+    text: str = ""
+    """The words that it speaks, if they are known."""
+
+
+Platform = Literal["telegram", "discord"]
+
+PlatformState = Literal["starting", "up", "down"]
+
+InboundKind = Literal["text", "voice", "audio", "video_note", "command"]
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """A recording that a chat app keeps; it is downloaded when its turn has come.
+
+    Size and length are what the platform says, and 0 where it says nothing: the length is whatever the
+    sender's program wrote.
+    """
+
+    file_id: str
+    """What the adapter finds it by: Telegram's file_id, Discord's address."""
+    size_bytes: int = 0
+    duration_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Inbound:
+    """A message as it arrived from a chat app."""
+
+    platform: Platform
+    message_id: str
+    """The platform's; unique within the chat."""
+    chat: str
+    """Such as "telegram:-100123", "telegram:-100123/77" (a topic) or "discord:4711"."""
+    user: str
+    """Its sender, such as "telegram:123456789"."""
+    user_name: str
+    kind: InboundKind
+    text: str = ""
+    """Text, caption, or a command such as "/voice on"; without a mention of june."""
+    attachment: Attachment | None = None
+    is_group: bool = False
+    is_addressed: bool = True
+    """It is for june: sent in private, with a mention, as a reply to june, or a command."""
+    reply_to: str = ""
+    """The platform's id of the message that it replies to."""
+    sent_at_s: float = 0.0
+    """When it was sent, by the platform's clock; seconds since 1970."""
+
+    @property
+    def is_stop_command(self) -> bool:
+        """It is /stop, which does not wait for its turn."""
+        return self.kind == "command" and self.text.casefold().split()[:1] == ["/stop"]
+
+
+OutboundKind = Literal["text", "voice", "edit"]
+
+
+@dataclass(frozen=True, slots=True)
+class Outbound:
+    """A message that june wants sent, as it was meant: what becomes of it is the delivery's business."""
+
+    chat: str
+    kind: OutboundKind
+    text: str
+    """Markdown as the model wrote it; of a voice, the words that it speaks."""
+    voice: Voice | None = None
+    reply_to: str = ""
+    """The platform's id of the message that it answers."""
+    echo: str = ""
+    """What was heard, shown above the text."""
+    preview_id: str = ""
+    """The platform's id of a message that shows the beginning of the text already."""
+    edits: int = 0
+    """For an edit: the outbox id of the message whose text it replaces."""
+    text_is_sent: bool = False
+    """Of a voice: its words reach the chat in writing too, so that they are not lost with it."""
+    may_group: bool = False
+    """It may go in one message with others to the same chat."""
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """One message that a chat app took."""
+
+    message_id: str
+    kind: Literal["text", "voice"]
+    text: str = ""
+    """The markup that was sent."""
+    parse_mode: Literal["", "html", "markdown"] = ""
+    edited: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ChatPreferences:
+    """What one chat has set for itself; empty: as in the settings."""
+
+    mode: Literal["", "mirror", "voice", "text", "both"] = ""
+    language: str = ""

@@ -136,6 +136,13 @@ class LlmSettings(Section):
     """Name in the catalogue; empty: the preset's."""
     context_tokens: int = Field(default=4096, ge=256)
     """Context of one conversation, prompt and answer, in tokens."""
+    slots: int = Field(default=8, ge=1, le=64)
+    """Conversations that are kept in the cache, and decoded together."""
+    kv_tokens: int = Field(default=0, ge=0)
+    """Cache of all conversations together, in tokens, never less than one context; 0: one context on the
+    CPU, on a GPU one for each slot as far as half of its free memory goes."""
+    max_waiting: int = Field(default=64, ge=0)
+    """Answers that may wait for a slot or for cache; one more is refused."""
     threads: int = Field(default=0, ge=0, le=1024)
     """CPU threads; 0: one for each core."""
     gpu_layers: int = Field(default=-1, ge=-1)
@@ -147,7 +154,7 @@ class LlmSettings(Section):
     flash_attention: Literal["auto"] | bool = "auto"
     """Fused attention kernels; "auto": where the backend has them."""
     prefill_chunk_tokens: int = Field(default=256, ge=16, le=4096)
-    """Prompt tokens evaluated at a time; cancelling is looked at between chunks."""
+    """Prompt tokens evaluated at a time, of all conversations; running answers go on between chunks."""
     system_prompt: str = (
         "You are june, a helpful voice assistant. Answer in one to three short sentences of plain, "
         "speakable text, without lists or markdown."
@@ -188,6 +195,8 @@ class TtsSettings(Section):
     """Speaking rate; 2 is twice as fast."""
     sentence_pause_s: float = Field(default=0.3, ge=0, le=5)
     """Pause between two sentences, in seconds."""
+    voices: dict[str, str] = {}
+    """Voice by the language spoken, such as {de = "de_DE-thorsten-medium"}; others: the model above."""
     timeout_s: Seconds = 30.0
     """Time limit of one sentence, in seconds."""
 
@@ -195,10 +204,101 @@ class TtsSettings(Section):
 class ReplySettings(Section):
     """The answer."""
 
+    mode: Literal["mirror", "voice", "text", "both"] = "mirror"
+    """"mirror": voice with its text to a voice message, text to text; /voice sets it for a chat."""
+    echo_transcript: bool = True
+    """Show above the answer what was heard."""
+    stream_text: bool = True
+    """Show the text while it is written."""
+    max_voice_s: float = Field(default=300.0, ge=30)
+    """Longest voice message; a longer answer is spoken in several, in seconds."""
     overlap: Literal["auto"] | bool = "auto"
     """Speak while the model still writes; "auto": unless they would share too few cores."""
-    max_characters: int = Field(default=8_000, ge=1)
-    """Longest answer that is spoken, in characters; the text is never cut."""
+
+
+class TelegramSettings(Section):
+    """Telegram."""
+
+    token: SecretStr = SecretStr("")
+    """Secret. The bot's token, from @BotFather; empty: june is not on Telegram."""
+    api_base: str = Field(default="https://api.telegram.org", pattern="^https?://")
+    """Address of the Bot API, Telegram's or one's own server's."""
+    mode: Literal["polling", "webhook"] = "polling"
+    """Whether june asks for messages, or is called at webhook_url."""
+    webhook_url: str = Field(default="", pattern="^(https://.*)?$")
+    """Public address that Telegram calls."""
+    webhook_secret: SecretStr = SecretStr("")
+    """Secret. What Telegram sends in the header X-Telegram-Bot-Api-Secret-Token."""
+    webhook_host: str = "127.0.0.1"
+    """Address that june listens on for the webhook."""
+    webhook_port: int = Field(default=8443, ge=0, le=65_535)
+    """Port that june listens on for the webhook."""
+
+
+class DiscordSettings(Section):
+    """Discord."""
+
+    token: SecretStr = SecretStr("")
+    """Secret. The bot's token, from the developer portal; empty: june is not on Discord."""
+    api_base: str = Field(default="https://discord.com/api/v10", pattern="^https?://")
+    """Address of Discord's API."""
+    gateway: str = Field(default="wss://gateway.discord.gg/", pattern="^wss?://")
+    """Address of Discord's gateway."""
+
+
+class StoreSettings(Section):
+    """The file that holds what was received, what is to be sent, and what was said."""
+
+    path: PathSetting = Path("june.db")
+    """SQLite file; relative to the settings file."""
+    keep_audio_days: float = Field(default=30.0, ge=0)
+    """Days after which june's own voice messages are deleted from it; their text stays."""
+
+
+Person = Annotated[str, Field(pattern=r"^(telegram|discord):\d{1,20}$")]
+
+
+class AccessSettings(Section):
+    """Who is served."""
+
+    owners: list[Person] = []
+    """People whom june belongs to, such as "telegram:123456789"."""
+    allowed: list[Person] = []
+    """People whom june answers too, such as "discord:987654321098765432"."""
+    pairing: bool = False
+    """Let a stranger in who sends a one-time code that an owner made with /pair."""
+    messages_per_minute: int = Field(default=20, ge=1)
+    """Messages that one person may send in a minute; owners any number."""
+    audio_s_per_day: float = Field(default=3600.0, gt=0)
+    """Seconds of recordings that one person may send in 24 hours; owners any number."""
+
+
+class ChatSettings(Section):
+    """Conversations in the chat apps."""
+
+    names: list[Annotated[str, Field(min_length=1)]] = ["june"]
+    """Names that june answers to in a group, when one is spoken in a voice message."""
+    busy: Literal["queue", "interrupt"] = "queue"
+    """What a new message does while its chat's answer is in the making: wait, or end that answer."""
+    max_turns: int = Field(default=8, ge=1, le=64)
+    """Answers in the making at a time, over all chats."""
+    max_attempts: int = Field(default=5, ge=1)
+    """How often a message is tried when june is killed over it, before its sender is told."""
+    history_messages: int = Field(default=20, ge=0)
+    """Messages of a conversation that the model is shown, as far as its context holds them."""
+    shutdown_s: Seconds = 20.0
+    """Time that answers in the making have when june is asked to stop; the rest wait for its return."""
+
+
+class DeliverySettings(Section):
+    """Sending answers."""
+
+    max_attempts: int = Field(default=20, ge=1)
+    """How often a message is sent before june gives it up; 20 with their growing pauses are an hour."""
+    group_window_s: float = Field(default=1.0, ge=0, le=60)
+    """Notices to one chat within so many seconds go as one message; answers never wait."""
+    timeout_s: Seconds = 60.0
+    """Time limit of one request to a chat app, in seconds."""
 
 
 class TelemetrySettings(Section):
@@ -230,6 +330,12 @@ class Settings(BaseSettings):
     llm: LlmSettings = LlmSettings()
     tts: TtsSettings = TtsSettings()
     reply: ReplySettings = ReplySettings()
+    telegram: TelegramSettings = TelegramSettings()
+    discord: DiscordSettings = DiscordSettings()
+    store: StoreSettings = StoreSettings()
+    access: AccessSettings = AccessSettings()
+    chat: ChatSettings = ChatSettings()
+    delivery: DeliverySettings = DeliverySettings()
     telemetry: TelemetrySettings = TelemetrySettings()
 
     @classmethod
@@ -277,9 +383,10 @@ def load_settings(file: Path | None = None) -> Settings:
         raise SettingsError(f"secret files in {_secrets_dir()}: expected UTF-8 text.") from None
     except UnreadableSourceError as error:  # the folder is too large; never the value
         raise SettingsError(f"secret files: {error}.") from None
-    directory = chosen.resolve().parent / settings.models.directory
-    models = settings.models.model_copy(update={"directory": directory})
-    return settings.model_copy(update={"models": models})
+    folder = chosen.resolve().parent
+    models = settings.models.model_copy(update={"directory": folder / settings.models.directory})
+    store = settings.store.model_copy(update={"path": folder / settings.store.path})
+    return settings.model_copy(update={"models": models, "store": store})
 
 
 _FileSettings = create_model(

@@ -1,4 +1,4 @@
-"""Logs, and the timing of stages.
+"""Logs, counters, and the timing of stages.
 
 What is logged goes to standard error, as lines for people or as JSON. Message text is personal data:
 events carry lengths, and texts only under `telemetry.log_content`.
@@ -7,15 +7,23 @@ events carry lengths, and texts only under `telemetry.log_content`.
 import logging
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import structlog
+from prometheus_client import Counter, Gauge
 
 from june.errors import StageError
 from june.settings import TelemetrySettings
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
+
+messages_total = Counter("june_messages", "Messages accepted.", ["platform", "kind", "sender"])
+dropped_total = Counter("june_dropped", "Messages not accepted.", ["reason"])
+errors_total = Counter("june_errors", "Failures, survived or not.", ["stage", "type"])
+adapter_up = Gauge("june_adapter_up", "Whether the connection to a chat app works.", ["platform"])
 
 
 def configure_logging(settings: TelemetrySettings) -> None:
@@ -43,6 +51,12 @@ def configure_logging(settings: TelemetrySettings) -> None:
         ),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
+
+
+def where(error: BaseException) -> str:
+    """Where an unexpected failure was raised, such as "turn.py:42"; its text may quote what people said."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
 
 
 @contextmanager

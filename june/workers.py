@@ -3,7 +3,8 @@
 A model computes on its own `ModelThread`, so that the event loop never waits for it. The thread's
 queue is bounded; the caller's context variables (the trace among them) travel with each job; a
 generator runs to its end inside the thread and only its items come out. Whoever cancels a job waits
-until the thread has let go of it, so that a cancelled turn leaves nothing running.
+until the thread has let go of it, so that a cancelled turn leaves nothing running. A job may also serve
+many callers at once, each through a `Channel` of its own.
 
 What this does not do: interrupt native code. A job is asked to stop through its `StopFlag`, and
 stops where it looks at the flag or where its library can be interrupted.
@@ -16,7 +17,7 @@ from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 from concurrent.futures import Future
 from contextlib import closing, contextmanager
 from contextvars import copy_context
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import Concatenate, Generic, ParamSpec, TypeVar
 
 from june.errors import Stage, StageError
 
@@ -172,6 +173,53 @@ class ModelThread:
         self._jobs.put(None)
         await asyncio.shield(asyncio.wrap_future(self._ended))
         self._thread.join()
+
+
+class Channel(Generic[T]):
+    """Items that a thread posts and one coroutine reads, in order; made on the event loop.
+
+    Nothing bounds how far the thread runs ahead: it posts only what is bounded in itself.
+
+    Attributes:
+        stop: set when nobody reads any more; the thread then calls `end` as soon as it can.
+    """
+
+    def __init__(self) -> None:
+        self.stop = StopFlag()
+        self._loop = asyncio.get_running_loop()
+        self._items: asyncio.Queue[T | None] = asyncio.Queue()
+        self._ended: asyncio.Future[None] = self._loop.create_future()
+
+    def post(self, item: T) -> None:
+        """Hand over an item, which is never None; on any thread."""
+        self._loop.call_soon_threadsafe(self._items.put_nowait, item)
+
+    def end(self, error: BaseException | None = None) -> None:
+        """Let the reader return after the last item, or raise `error`; on any thread, first come."""
+        self._loop.call_soon_threadsafe(self._end, error)
+
+    def _end(self, error: BaseException | None) -> None:
+        if self._ended.done():
+            return
+        if error is None:
+            self._ended.set_result(None)
+        else:
+            self._ended.set_exception(error)
+        self._items.put_nowait(None)
+
+    async def read(self) -> AsyncGenerator[T, None]:
+        """The items; closing the generator sets `stop` and waits for `end`.
+
+        Raises:
+            BaseException: what `end` was called with.
+        """
+        try:
+            while (item := await self._items.get()) is not None:
+                yield item
+            await self._ended
+        finally:
+            self.stop.set()
+            await settled(self._ended)
 
 
 async def settled(future: asyncio.Future[T]) -> None:

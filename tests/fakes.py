@@ -1,14 +1,31 @@
 """Models that do what the real ones cannot be made to do: fail, hang, and wait for one another."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator
-from contextlib import contextmanager
+import itertools
+from collections import Counter, defaultdict, deque
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 
-from june.errors import StageError
-from june.messages import ChatRequest, Delta, Device, ModelDescription, Pcm, Speech, Transcript, Usage
+from june.chat import AdapterHealth, CommandInfo, Intake
+from june.errors import DeliveryError, StageError
+from june.messages import (
+    ChatRequest,
+    Delivered,
+    Delta,
+    Device,
+    Inbound,
+    ModelDescription,
+    Pcm,
+    Platform,
+    Speech,
+    Transcript,
+    Usage,
+    Voice,
+)
 
 
 @dataclass
@@ -97,10 +114,11 @@ class FakeTts(FakeModel):
     seconds: float = 0.5
     rates_hz: tuple[int, ...] = (22_050,)
     sentences: list[str] = field(default_factory=list)
+    voices: list[str] = field(default_factory=list)
 
     async def synthesize(self, text: str, *, voice: str = "") -> AsyncGenerator[Speech, None]:
         """See the Protocol."""
-        del voice
+        self.voices.append(voice)
         with self.running():
             rate_hz = self.rates_hz[min(len(self.sentences), len(self.rates_hz) - 1)]
             self.sentences.append(text)
@@ -108,3 +126,135 @@ class FakeTts(FakeModel):
             time_s = np.arange(int(self.seconds * rate_hz)) / rate_hz
             yield Speech((8_000 * np.sin(2 * np.pi * 200 * time_s)).astype(np.int16), rate_hz)
             self.finished.set()
+
+
+@dataclass
+class FakeAdapter:
+    """`Adapter` of an app that takes what it is sent, unless a failure comes first.
+
+    A request to a chat with a gate waits until that is open. Then it takes the first of `failures`, where
+    None is a success, and then what `refuses` holds for its name.
+    """
+
+    platform: Platform = "telegram"
+    max_voice_bytes: int = 50_000_000
+    max_characters: int = 40
+    knows_drafts: bool = False
+    sign_s: float = 5.0
+    failures: deque[Exception | None] = field(default_factory=deque)
+    refuses: dict[str, Exception] = field(default_factory=dict)
+    gates: dict[str, asyncio.Event] = field(default_factory=dict)
+    requests: list[tuple[str, str]] = field(default_factory=list)
+    """Names and chats, failed ones included."""
+    drafts: list[tuple[int, str]] = field(default_factory=list)
+    replies: dict[str, str] = field(default_factory=dict)
+    """What each message replies to, by the message's id."""
+    running: Counter[str] = field(default_factory=Counter)
+    """Requests that have not ended, by chat."""
+    most_running: Counter[str] = field(default_factory=Counter)
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    ids: Iterator[int] = field(default_factory=lambda: itertools.count(1001))
+    chats: dict[str, dict[str, Delivered]] = field(default_factory=lambda: defaultdict(dict))
+    """What each chat shows, by the message's id, in order."""
+
+    async def run(self, intake: Intake, commands: Sequence[CommandInfo]) -> None:
+        """Nothing arrives."""
+
+    async def close(self) -> None:
+        """Nothing to close."""
+
+    def health(self) -> AdapterHealth:
+        """It is well."""
+        return AdapterHealth("up")
+
+    def shown(self, chat: str) -> list[str]:
+        """What a person reads and hears there."""
+        return [message.text for message in self.chats[chat].values()]
+
+    async def requested(self, count: int) -> None:
+        """Wait until so many requests were made."""
+        await self.until(lambda: len(self.requests) >= count)
+
+    async def until(self, is_so: Callable[[], bool]) -> None:
+        """Wait until something is so after a request came or ended.
+
+        Raises:
+            TimeoutError: it was not for 20 s.
+        """
+        async with asyncio.timeout(20):
+            while not is_so():
+                self.changed.clear()
+                await self.changed.wait()
+
+    @asynccontextmanager
+    async def request(self, name: str, chat: str) -> AsyncIterator[None]:
+        """One request, as the class says."""
+        self.requests.append((name, chat))
+        self.changed.set()
+        self.running[chat] += 1
+        self.most_running |= self.running
+        try:
+            if chat in self.gates:
+                await self.gates[chat].wait()
+            failure = self.failures.popleft() if self.failures else None
+            if (failure := failure or self.refuses.get(name)) is not None:
+                raise failure
+            yield
+        finally:
+            self.running[chat] -= 1
+            self.changed.set()
+
+    def _take(self, chat: str, kind: Literal["text", "voice"], text: str, reply_to: str) -> Delivered:
+        message = Delivered(str(next(self.ids)), kind, text)
+        self.chats[chat][message.message_id] = message
+        self.replies[message.message_id] = reply_to
+        return message
+
+    async def download(self, message: Inbound, *, max_bytes: int) -> bytes:
+        """There is nothing to fetch."""
+        raise NotImplementedError
+
+    def parts(self, text: str) -> list[str]:
+        """The text cut after every `max_characters`; its markup is nothing but the characters themselves."""
+        cuts = range(0, len(text.strip()), self.max_characters)
+        return [text.strip()[cut : cut + self.max_characters] for cut in cuts]
+
+    async def send_text(self, chat: str, part: str, *, reply_to: str = "") -> Delivered:
+        """See the Protocol."""
+        async with self.request("send_text", chat):
+            return self._take(chat, "text", part, reply_to)
+
+    async def send_plain(self, chat: str, text: str, *, reply_to: str = "") -> Delivered:
+        """See the Protocol."""
+        async with self.request("send_plain", chat):
+            return self._take(chat, "text", text, reply_to)
+
+    async def send_voice(self, chat: str, voice: Voice, *, reply_to: str = "") -> Delivered:
+        """See the Protocol."""
+        async with self.request("send_voice", chat):
+            return self._take(chat, "voice", voice.ogg_opus.decode(), reply_to)
+
+    async def edit_text(self, chat: str, message_id: str, part: str) -> Delivered:
+        """See the Protocol."""
+        async with self.request("edit_text", chat):
+            if message_id not in self.chats[chat]:
+                raise DeliveryError("gone", "there is no such message")
+            self.chats[chat][message_id] = Delivered(message_id, "text", part, edited=True)
+            return self.chats[chat][message_id]
+
+    async def delete(self, chat: str, message_id: str) -> None:
+        """See the Protocol."""
+        async with self.request("delete", chat):
+            self.chats[chat].pop(message_id, None)
+
+    async def show_draft(self, chat: str, draft_id: int, part: str) -> bool:
+        """See the Protocol."""
+        if self.knows_drafts:
+            async with self.request("show_draft", chat):
+                self.drafts.append((draft_id, part))
+        return self.knows_drafts
+
+    async def show_working(self, chat: str, doing: Literal["recording", "typing"]) -> float:
+        """See the Protocol."""
+        async with self.request(doing, chat):
+            return self.sign_s

@@ -18,23 +18,28 @@ TREES = {
 }
 
 OWNERS = {
+    "aiogram": "chat/telegram.py",
     "av": "audio.py",
     "ctranslate2": "stt/faster_whisper.py",
+    "discord": "chat/discord.py",
     "faster_whisper": "stt/faster_whisper.py",
     "httpx2": "models/pull.py",
     "huggingface_hub": "models/pull.py",
     "jinja2": "llm/llama_cpp.py",
     "llama_cpp": "llm/llama_cpp.py",
+    "markdown_it": "chat/formatting/markdown.py",
     "onnxruntime": "tts/piper.py",
     "piper": "tts/piper.py",
     "pydantic_settings": "settings.py",
+    "prometheus_client": "telemetry.py",
     "pynvml": "hardware.py",
+    "sqlite3": "store/database.py",
     "structlog": "telemetry.py",
 }
 """The one module that imports a library, and translates its exceptions."""
 
-LOADED_BY_NAME = {"ctranslate2", "faster_whisper", "llama_cpp", "onnxruntime", "piper"}
-"""Libraries that are imported only when the backend on them is chosen."""
+LOADED_BY_NAME = {"aiogram", "ctranslate2", "discord", "faster_whisper", "llama_cpp", "onnxruntime", "piper"}
+"""Libraries that are imported only when the backend or the chat app on them is chosen."""
 
 
 def imported_packages(tree: ast.Module) -> Iterator[str]:
@@ -85,7 +90,7 @@ def mapped(readme: str) -> Iterator[str]:
     assert block is not None, "README.md has no fenced block that begins with a line june/"
     package = ""
     for line in block[1].splitlines():
-        entry = re.fullmatch(r"(?P<indent>  |    )(?P<name>\w+(\.py|/)) +\S.*", line)
+        entry = re.fullmatch(r"(?P<indent>  |    )(?P<name>(\w+/)*\w+(\.py|/)) +\S.*", line)
         assert entry is not None, line
         if entry["indent"] == "    ":
             assert package, line

@@ -230,3 +230,10 @@ def test_the_window_holds_the_whole_note_and_silence(
 )
 def test_a_text_that_repeats_itself_is_told_from_one_that_does_not(text: str, expected: bool) -> None:
     assert is_repetition(text) is expected
+
+
+async def test_a_language_that_whisper_does_not_know_is_heard_as_if_none_was_named(
+    stt: FasterWhisper, questions: tuple[Question, ...], settings: Settings
+) -> None:
+    pcm = decode(questions[0].audio, settings.audio)
+    assert await stt.transcribe(pcm, language="xx") == await stt.transcribe(pcm)

@@ -92,3 +92,14 @@ async def test_a_file_that_is_no_voice_is_refused(
     with pytest.raises(ModelLoadError, match=TTS):
         await tts.load()
     await tts.close()
+
+
+async def test_each_language_may_have_a_voice_of_its_own(
+    settings: Settings, model_paths: dict[str, Path]
+) -> None:
+    tts = Piper(settings.tts, CATALOGUE[TTS], model_paths[TTS], {"de_DE-other": model_paths[TTS]})
+    await tts.load()
+    await tts.warm_up()
+    assert [speech async for speech in tts.synthesize("Hello.", voice="de_DE-other")]
+    assert tts.describe().details["voices"] == 2
+    await tts.close()

@@ -69,12 +69,12 @@ async def test_a_spoken_question_gets_a_spoken_answer(
     assert wrong_words(questions[0].text, result.transcript.text) <= 3
     assert result.usage is not None
     assert result.usage.completion_tokens == 40
-    assert result.voice is not None
-    heard = await real[0].transcribe(decode(result.voice.ogg_opus, settings.audio))
+    assert len(result.voices) == 1
+    heard = await real[0].transcribe(decode(result.voices[0].ogg_opus, settings.audio))
     said = speakable(result.text)
     assert len(said.split()) > 15
     assert wrong_words(said, heard.text) <= 0.2 * len(said.split())
-    assert heard.duration_s == pytest.approx(result.voice.duration_s, abs=0.05)
+    assert heard.duration_s == pytest.approx(result.voices[0].duration_s, abs=0.05)
     stages = {"decode", "stt", "llm_first_token", "llm", "tts_first_audio", "tts", "encode", "total"}
     assert result.timings_s.keys() == stages
     assert max(result.timings_s.values()) == result.timings_s["total"]
@@ -157,8 +157,8 @@ async def test_with_overlap_the_first_sentence_is_spoken_before_the_last_is_writ
         result = await june.answer(WRITTEN)
     assert tts.sentences == ["The sky is blue.", "The sea is too."]
     assert result.text == "The sky is blue. The sea is too."
-    assert result.voice is not None
-    assert result.voice.duration_s == pytest.approx(1.3, abs=0.1)
+    assert len(result.voices) == 1
+    assert result.voices[0].duration_s == pytest.approx(1.3, abs=0.1)
 
 
 async def test_without_overlap_nothing_is_spoken_before_the_last_word_is_written(settings: Settings) -> None:
@@ -173,7 +173,7 @@ async def test_without_overlap_nothing_is_spoken_before_the_last_word_is_written
         llm.before_last.set()
         result = await turn
     assert tts.sentences == ["The sky is blue.", "The sea is too."]
-    assert result.voice is not None
+    assert len(result.voices) == 1
 
 
 @pytest.mark.parametrize(
@@ -212,7 +212,7 @@ async def test_without_a_voice_there_is_still_the_text(
     async with pipeline(settings, FakeStt(), FakeLlm(), tts(), **sections) as june:
         result = await june.answer(WRITTEN)
     assert (result.outcome, result.text) == ("answered", "The sky is blue. The sea is too.")
-    assert result.voice is None
+    assert result.voices == ()
     assert result.speech_error is not None
     assert (result.speech_error.stage, result.speech_error.code) == (stage, code)
 
@@ -282,7 +282,7 @@ async def test_nothing_heard_is_an_outcome_and_no_question(settings: Settings, s
     async with pipeline(settings, FakeStt(text=""), llm, FakeTts()) as june:
         result = await june.answer(spoken)
     assert (result.outcome, result.text) == ("nothing_heard", "I heard nothing in that recording.")
-    assert (result.voice, result.speech_error, result.usage) == (None, None, None)
+    assert (result.voices, result.speech_error, result.usage) == ((), None, None)
     assert not llm.requests
 
 
@@ -290,26 +290,72 @@ async def test_an_answer_that_cannot_be_spoken_is_still_written(settings: Settin
     code = "```\nprint(1)\n```"
     async with pipeline(settings, FakeStt(), FakeLlm(pieces=("```\nprint(1)", "\n```\n")), FakeTts()) as june:
         result = await june.answer(WRITTEN)
-    assert (result.outcome, result.text, result.voice) == ("answered", code, None)
+    assert (result.outcome, result.text, result.voices) == ("answered", code, ())
     assert result.speech_error is not None
     assert result.speech_error.code == "nothing_to_say"
 
 
-@pytest.mark.parametrize(("limit", "spoken_sentences"), [(15, 0), (16, 1), (30, 1), (31, 2), (32, 2)])
-async def test_speech_ends_at_its_limit_and_the_text_does_not(
-    settings: Settings, limit: int, spoken_sentences: int
-) -> None:
-    tts = FakeTts()
+async def test_a_long_answer_is_several_voice_messages_and_no_word_is_lost(settings: Settings) -> None:
+    tts = FakeTts(seconds=20)
     llm = FakeLlm(pieces=("The sky is blue. ", "The sea is too. ", "So is the whale."))
-    async with pipeline(settings, FakeStt(), llm, tts, reply={"max_characters": limit}) as june:
+    async with pipeline(settings, FakeStt(), llm, tts, reply={"max_voice_s": 45}) as june:
         result = await june.answer(WRITTEN)
-    assert result.text == "The sky is blue. The sea is too. So is the whale."
-    assert len(tts.sentences) == spoken_sentences
-    if spoken_sentences:
-        assert result.voice is not None
-    else:
-        assert result.speech_error is not None
-        assert result.speech_error.code == "nothing_to_say"
+    assert [(round(voice.duration_s), voice.text) for voice in result.voices] == [
+        (40, "The sky is blue. The sea is too."),
+        (20, "So is the whale."),
+    ]
+
+
+async def test_an_answer_that_is_not_to_be_spoken_is_not(settings: Settings) -> None:
+    tts = FakeTts()
+    async with pipeline(settings, FakeStt(), FakeLlm(), tts, reply={"overlap": True}) as june:
+        result = await june.answer(replace(WRITTEN, speak=False))
+    assert (result.text, result.voices, result.speech_error) == (
+        "The sky is blue. The sea is too.",
+        (),
+        None,
+    )
+    assert tts.sentences == []
+
+
+async def test_the_spoken_language_chooses_the_voice(settings: Settings, spoken: TurnRequest) -> None:
+    tts = FakeTts()
+    voices = {"voices": {"de": "thorsten"}}
+    async with pipeline(settings, FakeStt(), FakeLlm(), tts, tts=voices) as june:
+        await june.answer(replace(spoken, language="de"))
+        await june.answer(spoken)
+    assert tts.voices == ["thorsten", "thorsten", "", ""]
+
+
+async def test_an_answer_that_was_written_already_is_only_spoken(settings: Settings) -> None:
+    llm, tts = FakeLlm(), FakeTts()
+    async with pipeline(settings, FakeStt(), llm, tts) as june:
+        result = await june.answer(replace(WRITTEN, answer="So it is. **Really.**"))
+    assert (result.text, len(result.voices)) == ("So it is. **Really.**", 1)
+    assert (llm.requests, tts.sentences) == ([], ["So it is.", "Really."])
+
+
+class Listener:
+    """Writes down what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def text_grew(self, text: str) -> None:
+        """See the Protocol."""
+        self.told.append(text)
+
+    async def text_finished(self, text: str) -> None:
+        """See the Protocol."""
+        self.told.append(f"{text} END")
+
+
+async def test_a_listener_is_told_of_the_text_before_it_is_spoken(settings: Settings) -> None:
+    listener, tts = Listener(), FakeTts(error=BROKEN_VOICE)
+    async with pipeline(settings, FakeStt(), FakeLlm(), tts) as june:
+        await june.answer(WRITTEN, listener)
+    text = "The sky is blue. The sea is too."
+    assert listener.told == ["The sky is blue. The", "The sky is blue. The sea is", text, f"{text} END"]
 
 
 # --- what goes in, and what is told ---
@@ -322,7 +368,9 @@ async def test_the_model_is_asked_with_prompt_history_and_settings(
     stt, llm = FakeStt(text="Why?"), FakeLlm()
     sections = {"llm": {"system_prompt": "Be brief.", "seed": 7, "max_tokens": 9, "thinking": True}}
     async with pipeline(settings, stt, llm, FakeTts(), **sections) as june:
-        await june.answer(TurnRequest(spoken.audio, language="de", history=history, conversation="chat 1"))
+        await june.answer(
+            TurnRequest(audio=spoken.audio, language="de", history=history, conversation="chat 1")
+        )
     assert stt.languages == ["de"]
     (asked,) = llm.requests
     assert asked.messages == (ChatMessage("system", "Be brief."), *history, ChatMessage("user", "Why?"))
@@ -373,7 +421,7 @@ async def test_a_turn_cancelled_in_any_stage_leaves_nothing_behind(
         assert [entry["outcome"] for entry in logs if entry["event"] == "turn.finished"] == ["cancelled"]
         for model in models.values():
             model.hangs = False
-        assert (await june.answer(WRITTEN)).voice is not None
+        assert (await june.answer(WRITTEN)).voices
 
 
 async def reach(stage: str, models: dict[str, FakeModel]) -> None:

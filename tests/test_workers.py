@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from june.errors import StageError
-from june.workers import MAX_ITEMS, ModelThread, StopFlag, settled
+from june.workers import MAX_ITEMS, Channel, ModelThread, StopFlag, settled
 
 PATIENCE_S = 5
 """A job of a test gives up after this long, so that a failing test ends."""
@@ -442,6 +442,50 @@ async def test_a_stream_too_many_is_refused_as_busy(thread: ModelThread) -> None
     assert raised.value.code == "busy"
     job.let_go()
     await asyncio.gather(*tasks)
+
+
+async def test_a_channel_hands_over_what_a_thread_posts_in_order(thread: ModelThread) -> None:
+    channel = Channel[int]()
+
+    def count(_stop: StopFlag) -> None:
+        for number in range(3 * MAX_ITEMS):
+            channel.post(number)
+        channel.end()
+
+    await thread.run(count)
+    assert [number async for number in channel.read()] == list(range(3 * MAX_ITEMS))
+
+
+async def test_a_channel_ends_once_and_with_what_came_first(thread: ModelThread) -> None:
+    channel = Channel[int]()
+
+    def fail(_stop: StopFlag) -> None:
+        channel.post(1)
+        channel.end(KeyError("what the thread met"))
+        channel.end()
+
+    await thread.run(fail)
+    reader = channel.read()
+    assert await anext(reader) == 1
+    with pytest.raises(KeyError, match="what the thread met"):
+        await anext(reader)
+
+
+async def test_who_leaves_a_channel_waits_until_the_thread_has_ended_it(thread: ModelThread) -> None:
+    channel = Channel[int]()
+    stopped = threading.Event()
+
+    def count(_stop: StopFlag) -> bool:
+        with channel.stop.interrupts(stopped.set):
+            channel.post(1)
+            was_stopped = stopped.wait(PATIENCE_S)
+        channel.end()
+        return was_stopped
+
+    job = asyncio.create_task(thread.run(count))
+    async with aclosing(channel.read()) as numbers:
+        assert await anext(numbers) == 1
+    assert await job
 
 
 async def test_closing_lets_waiting_jobs_finish_and_ends_the_thread() -> None:

@@ -85,7 +85,7 @@ class FixedLength:
     def write_now(self, request: ChatRequest) -> Iterator[tuple[str, float]]:
         """The same answer by the bare engine."""
         begin = time.perf_counter()
-        for delta in self._llm.stream_now(StopFlag(), self._fix(request)):
+        for delta in self._llm.write_now(self._fix(request)):
             yield delta.text, time.perf_counter() - begin
 
     def _fix(self, request: ChatRequest) -> ChatRequest:
@@ -243,7 +243,7 @@ class VoiceBench:
             "serial_ratio": _median_ratio(timings.serial_s, timings.june_s),
             "real_time_factors": {
                 "stt": _median([t.timings_s["stt"] / t.transcript.duration_s for t in turns if t.transcript]),
-                "tts": _median([t.timings_s["tts"] / t.voice.duration_s for t in turns if t.voice]),
+                "tts": _median([t.timings_s["tts"] / t.voices[0].duration_s for t in turns if t.voices]),
             },
             "tokens_per_second": _median([_tokens_per_second(turn) for turn in turns]),
         }

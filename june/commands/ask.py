@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import os
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +14,7 @@ from rich.table import Table
 from june import app, audio
 from june.conversation.turn import TurnRequest, TurnResult
 from june.errors import AudioError, JuneError
-from june.settings import AudioSettings, Settings, load_settings
+from june.settings import AudioSettings, Section, Settings, load_settings
 from june.telemetry import configure_logging
 
 TIMINGS = ("decode", "stt", "llm_first_token", "llm", "tts_first_audio", "tts", "encode", "total")
@@ -35,15 +36,18 @@ def ask(
     if (file is None) == (not text):
         raise JuneError("Give either a recording or --text.")
     settings = load_settings(settings_file)
+    in_one_file = settings.reply.model_copy(update={"max_voice_s": math.inf})
+    changes: dict[str, Section] = {"reply": in_one_file}
     if voice:
-        settings = settings.model_copy(update={"tts": settings.tts.model_copy(update={"model": voice})})
+        changes["tts"] = settings.tts.model_copy(update={"model": voice})
+    settings = settings.model_copy(update=changes)
     configure_logging(settings.telemetry)
     _refuse_unwritable(out)
     recording = _read(file, settings.audio) if file else None
     request = TurnRequest(audio=recording, text=text, language=language)
     result, models = asyncio.run(_answer(settings, request))
-    if result.voice is not None:
-        _write(out, result.voice.ogg_opus)
+    for spoken in result.voices:
+        _write(out, spoken.ogg_opus)
     if as_json:
         print(json.dumps(_as_json(result, models, out)))
     else:
@@ -85,7 +89,8 @@ def _write(out: Path, data: bytes) -> None:
 
 
 def _as_json(result: TurnResult, models: dict[str, str], out: Path) -> dict[str, Any]:
-    heard, voice, usage = result.transcript, result.voice, result.usage
+    heard, usage = result.transcript, result.usage
+    voice = next(iter(result.voices), None)
     return {
         "transcript": heard
         and {"text": heard.text, "language": heard.language, "duration_s": round(heard.duration_s, 3)},
@@ -113,7 +118,7 @@ def _print(result: TurnResult, out: Path) -> None:
         if name in result.timings_s:
             table.add_row(name, f"{result.timings_s[name]:.3f}")
     console.print(table)
-    if result.voice is not None:
-        console.print(f"{result.voice.duration_s:.1f} s of speech in {out}")
-    elif result.speech_error is not None:
+    for spoken in result.voices:
+        console.print(f"{spoken.duration_s:.1f} s of speech in {out}")
+    if result.speech_error is not None:
         console.print(f"No speech: {result.speech_error}")

@@ -2,15 +2,16 @@
 
 The answer is cut into sentences while it is being written, and a sentence is encoded while the next is
 being spoken. With `overlap` speaking begins with the first finished sentence; without it, when the model
-has written its last word. A failure in speech leaves the text whole.
+has written its last word. A long answer becomes several voice messages, cut between sentences. A failure in
+speech leaves the text whole.
 """
 
 import asyncio
 import time
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 
@@ -47,15 +48,41 @@ SENTENCES_AHEAD = 4
 
 
 @dataclass(frozen=True, slots=True)
+class Heard:
+    """What a recording says, and the seconds of decode and stt that it took to hear it."""
+
+    transcript: Transcript
+    timings_s: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class TurnRequest:
-    """What a person said (`audio`, the bytes of a recording) or wrote (`text`)."""
+    """What a person said (`audio`, the bytes of a recording, or what was `heard` of it) or wrote (`text`).
+
+    Text beside a recording is its caption, and a part of the question.
+    """
 
     audio: bytes | None = None
+    heard: Heard | None = None
     text: str = ""
     language: str = ""
     """ISO 639-1 code of what is spoken; empty: heard from the recording."""
     history: tuple[ChatMessage, ...] = ()
     conversation: str = ""
+    speak: bool = True
+    """Whether the answer is wanted as a voice message too."""
+    answer: str = ""
+    """The answer, if it was written already: it is only spoken."""
+
+
+class TurnListener(Protocol):
+    """Who wants to know of an answer before it is spoken to its end."""
+
+    def text_grew(self, text: str) -> None:
+        """The model wrote more; `text` is the answer so far."""
+
+    async def text_finished(self, text: str) -> None:
+        """The model has written the whole answer; the turn goes on when this returns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +93,9 @@ class TurnResult:
     transcript: Transcript | None
     """None if the person wrote."""
     text: str
-    voice: Voice | None
-    """None if there was nothing to say, or speech failed."""
+    voices: tuple[Voice, ...]
+    """The answer, spoken, each at most `reply.max_voice_s` long; empty if it was not to be spoken, there was
+    nothing to say, or speech failed."""
     speech_error: StageError | None
     usage: Usage | None
     timings_s: dict[str, float]
@@ -92,7 +120,22 @@ class VoicePipeline:
         """End the codec's thread."""
         await self._codec.close()
 
-    async def answer(self, request: TurnRequest) -> TurnResult:
+    async def hear(self, recording: bytes, language: str = "") -> Heard:
+        """What a recording says.
+
+        Args:
+            recording: OGG, MP3, M4A, WAV, FLAC or WebM.
+            language: ISO 639-1 code of what is spoken; empty: heard from the recording.
+
+        Raises:
+            AudioError: the bytes are no recording that june accepts.
+            TranscriptionError: speech to text failed.
+        """
+        timings_s: dict[str, float] = {}
+        pcm = await self._decode(recording, timings_s)
+        return Heard(await self._transcribe(pcm, language, timings_s), timings_s)
+
+    async def answer(self, request: TurnRequest, listener: TurnListener | None = None) -> TurnResult:
         """The answer to one question; cancelling it stops the models.
 
         Raises:
@@ -103,7 +146,7 @@ class VoicePipeline:
         measures: dict[str, int | float] = {}
         try:
             with stage("total", timings_s):
-                result = await self._answer(request, timings_s)
+                result = await self._answer(request, listener, timings_s)
             outcome = result.outcome if result.speech_error is None else result.speech_error.code
             measures = _measure(result)
         except StageError as error:
@@ -117,27 +160,43 @@ class VoicePipeline:
             log.info("turn.content", heard=heard, answered=result.text)
         return result
 
-    async def _answer(self, request: TurnRequest, timings_s: dict[str, float]) -> TurnResult:
+    async def _answer(
+        self, request: TurnRequest, listener: TurnListener | None, timings_s: dict[str, float]
+    ) -> TurnResult:
+        heard = request.heard
+        if request.audio is not None:
+            heard = await self.hear(request.audio, request.language)
         transcript = None
         question = request.text
-        if request.audio is not None:
-            pcm = await self._decode(request.audio, timings_s)
-            transcript = await self._transcribe(pcm, request.language, timings_s)
-            question = transcript.text
+        if heard is not None:
+            timings_s |= heard.timings_s
+            transcript = heard.transcript
+            question = "\n".join(filter(None, (request.text, transcript.text)))
             if not question:
                 sentence = SENTENCES["nothing_heard"]
-                return TurnResult("nothing_heard", transcript, sentence, None, None, None, timings_s)
+                return TurnResult("nothing_heard", transcript, sentence, (), None, None, timings_s)
         messages = (*request.history, ChatMessage("user", question))
+        language = request.language or (transcript.language if transcript is not None else "")
         answer = _Answer()
-        voice = error = None
-        async with _owned(self._voice(answer, timings_s)) as speaking:
-            await self._write(answer, self.chat_request(messages, request.conversation), timings_s)
+        voices: tuple[Voice, ...] = ()
+        error = None
+        async with _owned(self._voices(answer, self._voice_for(language), timings_s)) as speaking:
+            if request.answer:
+                answer.write_whole(request.answer)
+            else:
+                asked = self.chat_request(messages, request.conversation)
+                await self._write(answer, asked, request.speak, listener, timings_s)
             try:
-                voice = await speaking
+                if request.speak:
+                    voices = await speaking
             except StageError as speech_error:
                 error = speech_error
                 log.warning("speech.failed", stage=error.stage, code=error.code, detail=str(error))
-        return TurnResult("answered", transcript, answer.text, voice, error, answer.usage, timings_s)
+        return TurnResult("answered", transcript, answer.text, voices, error, answer.usage, timings_s)
+
+    def _voice_for(self, language: str) -> str:
+        """The voice for a language; "" is the one that speaks everything else."""
+        return self._settings.tts.voices.get(language, "")
 
     async def _decode(self, data: bytes, timings_s: dict[str, float]) -> Pcm:
         async with _limited("decode", CODEC_TIMEOUT_S, timings_s):
@@ -158,9 +217,16 @@ class VoicePipeline:
             conversation,
         )
 
-    async def _write(self, answer: "_Answer", request: ChatRequest, timings_s: dict[str, float]) -> None:
+    async def _write(
+        self,
+        answer: "_Answer",
+        request: ChatRequest,
+        speak: bool,
+        listener: TurnListener | None,
+        timings_s: dict[str, float],
+    ) -> None:
         """Have the model write into `answer`, and let it be spoken when it is time."""
-        if self.overlap:
+        if self.overlap and speak:
             answer.may_be_spoken.set()
         sentences = SentenceStream()
         begin = time.perf_counter()
@@ -172,58 +238,95 @@ class VoicePipeline:
                 if delta.text:
                     timings_s.setdefault("llm_first_token", time.perf_counter() - begin)
                     answer.add(delta.text, sentences.feed(delta.text))
+                    if listener is not None:
+                        listener.text_grew(answer.text)
                 answer.usage = delta.usage or answer.usage
         answer.finish(sentences.finish())
         if not answer.text:
             raise GenerationError("llm_empty", "The language model wrote nothing.")
-        answer.may_be_spoken.set()
+        if speak:
+            answer.may_be_spoken.set()
+        if listener is not None:
+            await listener.text_finished(answer.text)
 
-    async def _voice(self, answer: "_Answer", timings_s: dict[str, float]) -> Voice:
-        """The answer as a voice message.
+    async def _voices(self, answer: "_Answer", voice: str, timings_s: dict[str, float]) -> tuple[Voice, ...]:
+        """The answer as voice messages.
 
         Raises:
             StageError: nothing in it can be said, or speaking or encoding failed.
         """
         await answer.may_be_spoken.wait()
-        spoken: asyncio.Queue[list[Speech] | None] = asyncio.Queue(SENTENCES_AHEAD)
+        spoken: asyncio.Queue[_Sentence | None] = asyncio.Queue(SENTENCES_AHEAD)
         try:
             async with asyncio.TaskGroup() as group:
                 encoding = group.create_task(self._encode(spoken, timings_s))
-                await self._speak(answer, spoken, timings_s)
+                await self._speak(answer, voice, spoken, timings_s)
         except ExceptionGroup as failures:  # the first failure cancelled the rest
             raise failures.exceptions[0] from None
         return encoding.result()
 
     async def _speak(
-        self, answer: "_Answer", spoken: asyncio.Queue[list[Speech] | None], timings_s: dict[str, float]
+        self,
+        answer: "_Answer",
+        voice: str,
+        spoken: "asyncio.Queue[_Sentence | None]",
+        timings_s: dict[str, float],
     ) -> None:
         begin = time.perf_counter()
-        characters = 0
         async for sentence in answer.sentences():
-            if characters + len(sentence) > self._settings.reply.max_characters:
-                log.warning("speech.cut", max_characters=self._settings.reply.max_characters)
-                break
-            characters += len(sentence)
             async with (
                 _limited("tts", self._settings.tts.timeout_s, timings_s),
-                aclosing(self._tts.synthesize(sentence)) as pieces,
+                aclosing(self._tts.synthesize(sentence, voice=voice)) as pieces,
             ):
                 speech = [piece async for piece in pieces]
             timings_s.setdefault("tts_first_audio", time.perf_counter() - begin)
-            await spoken.put(speech)
-        if characters == 0:
+            await spoken.put(_Sentence(sentence, speech))
+        if not answer.has_sentences:
             raise SynthesisError("nothing_to_say", "Nothing in the answer can be spoken.")
         await spoken.put(None)
 
-    async def _encode(self, spoken: asyncio.Queue[list[Speech] | None], timings_s: dict[str, float]) -> Voice:
-        encoder = audio.OpusEncoder(self._settings.audio.opus_bitrate)
-        pause_s = 0.0
-        while (speech := await spoken.get()) is not None:
+    async def _encode(
+        self, spoken: "asyncio.Queue[_Sentence | None]", timings_s: dict[str, float]
+    ) -> tuple[Voice, ...]:
+        """Each sentence is encoded as it comes; one that would make a message too long begins the next."""
+        finished: list[Voice] = []
+        message = _VoiceMessage(self._settings)
+        while (sentence := await spoken.get()) is not None:
             async with _limited("encode", CODEC_TIMEOUT_S, timings_s):
-                await self._codec.run(lambda _, s, p: append_sentence(encoder, s, p), speech, pause_s)
-            pause_s = self._settings.tts.sentence_pause_s
+                if not message.has_room_for(sentence):
+                    finished.append(await self._codec.run(lambda _, full: full.finish(), message))
+                    message = _VoiceMessage(self._settings)
+                await self._codec.run(lambda _, one, more: one.append(more), message, sentence)
         async with _limited("encode", CODEC_TIMEOUT_S, timings_s):
-            return await self._codec.run(lambda _: encoder.finish())
+            finished.append(await self._codec.run(lambda _: message.finish()))
+        return tuple(finished)
+
+
+@dataclass(frozen=True, slots=True)
+class _Sentence:
+    text: str
+    speech: list[Speech]
+
+
+class _VoiceMessage:
+    """One voice message, as it is encoded sentence by sentence."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._pause_s = settings.tts.sentence_pause_s
+        self._max_s = settings.reply.max_voice_s
+        self._encoder = audio.OpusEncoder(settings.audio.opus_bitrate)
+        self._sentences: list[str] = []
+
+    def has_room_for(self, sentence: _Sentence) -> bool:
+        more_s = sum(piece.samples.size / piece.sample_rate_hz for piece in sentence.speech)
+        return not self._sentences or self._encoder.duration_s + self._pause_s + more_s <= self._max_s
+
+    def append(self, sentence: _Sentence) -> None:
+        append_sentence(self._encoder, sentence.speech, self._pause_s if self._sentences else 0.0)
+        self._sentences.append(sentence.text)
+
+    def finish(self) -> Voice:
+        return replace(self._encoder.finish(), text=" ".join(self._sentences))
 
 
 class _Answer:
@@ -237,6 +340,11 @@ class _Answer:
         self._finished = False
         self._changed = asyncio.Event()
 
+    @property
+    def has_sentences(self) -> bool:
+        """Whether anything in it can be said."""
+        return bool(self._sentences)
+
     def add(self, text: str, sentences: list[str]) -> None:
         """Text as the model wrote it, and the sentences that it finished."""
         self.text += text
@@ -249,6 +357,13 @@ class _Answer:
         self._sentences += sentences
         self._finished = True
         self._changed.set()
+
+    def write_whole(self, text: str) -> None:
+        """A text that needs no model any more; it may be spoken at once."""
+        sentences = SentenceStream()
+        self.add(text, sentences.feed(text))
+        self.finish(sentences.finish())
+        self.may_be_spoken.set()
 
     async def sentences(self) -> AsyncIterator[str]:
         """Each sentence as soon as it is finished."""
@@ -315,8 +430,8 @@ def _measure(result: TurnResult) -> dict[str, int | float]:
         measures["prompt_tokens"] = result.usage.prompt_tokens
         measures["cached_tokens"] = result.usage.cached_tokens
         measures["completion_tokens"] = result.usage.completion_tokens
-    if result.voice is not None:
-        measures["answer_s"] = round(result.voice.duration_s, 2)
+    if result.voices:
+        measures["answer_s"] = round(sum(voice.duration_s for voice in result.voices), 2)
     return measures
 
 

@@ -29,7 +29,8 @@ class ChatModel(Protocol):
         """The answer, piece by piece; closing the stream cancels it.
 
         Raises:
-            GenerationError: the prompt is longer than the context, or the engine failed.
+            GenerationError: the prompt is longer than the context, too many answers wait already (code
+                "busy"), or the engine failed.
         """
 
     def describe(self) -> ModelDescription:
@@ -82,6 +83,23 @@ def require_gpu(
         f"{model.name} has {model.parameters_b:g} billion parameters, more than llm.gpu_only_above_b = "
         f"{settings.gpu_only_above_b:g}, and needs a GPU with {needed_gb:.1f} GB free: {missing}."
     )
+
+
+def kv_budget_tokens(model: Model, settings: LlmSettings, gpus: tuple[Gpu, ...], *, offloaded: bool) -> int:
+    """The cache of all conversations together, in tokens; see `llm.kv_tokens`.
+
+    Half of what a GPU has free beside the weights is left to Whisper and to other programs.
+    """
+    if settings.kv_tokens or not offloaded:
+        return max(settings.kv_tokens, settings.context_tokens)
+    free_bytes = max((gpu.free_bytes for gpu in gpus), default=0) - llm_gpu_bytes(model, 0, settings.kv_type)
+    contexts = free_bytes // 2 // kv_bytes(model, settings.context_tokens, settings)
+    return settings.context_tokens * min(max(contexts, 1), settings.slots)
+
+
+def kv_bytes(model: Model, tokens: int, settings: LlmSettings) -> int:
+    """The memory of a cache of so many tokens."""
+    return llm_gpu_bytes(model, tokens, settings.kv_type) - llm_gpu_bytes(model, 0, settings.kv_type)
 
 
 def gpu_offload_supported(settings: LlmSettings) -> bool:

@@ -1,21 +1,28 @@
 """llama.cpp in this process, on llama-cpp-python's low-level API.
 
-The high-level `Llama` decodes the whole answer anew for every token, keeps a score for every token of
-a batch, and cannot pass keywords to the chat template; here one thread owns model and context and does
-only what an answer needs. One conversation is decoded at a time; the prompt's longest prefix that is
-still in the cache is not evaluated again.
+The high-level `Llama` serves one conversation at a time, decodes the whole answer anew for every token and
+cannot pass keywords to the chat template. Here one thread owns model and context, and every batch takes all
+conversations one token further; what belongs into a batch, and what stays in the cache, is the scheduler's
+business.
+
+What this does not do: build the context anew should a GPU fail in the middle of a batch.
 """
 
+import asyncio
 import codecs
 import ctypes
 import math
+import queue
 import random
 import re
-from collections.abc import AsyncGenerator, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import ExitStack, aclosing
 from ctypes.util import find_library
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+from weakref import WeakSet
 
 import jinja2
 
@@ -26,8 +33,9 @@ with hardware.openmp_bound_to_cores():
     from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
 from june.errors import GenerationError, ModelLoadError
-from june.llm import require_gpu
+from june.llm import kv_budget_tokens, kv_bytes, require_gpu
 from june.llm.reasoning import OPEN, ReasoningSplitter
+from june.llm.scheduler import Generation, Part, Scheduler
 from june.messages import (
     ChatMessage,
     ChatRequest,
@@ -40,7 +48,7 @@ from june.messages import (
 )
 from june.models import Model
 from june.settings import LlmSettings
-from june.workers import ModelThread, StopFlag
+from june.workers import Channel, ModelThread, StopFlag
 
 REPEAT_PENALTY_WINDOW_TOKENS = 64
 LONGEST_PIECE_BYTES = 256
@@ -52,7 +60,8 @@ KV_TYPES = {
 FLASH_ATTENTION = {"auto": -1, False: 0, True: 1}
 """`enum llama_flash_attn_type`."""
 ALL_LAYERS = 999
-DECODE_ABORTED = 2
+DECODED, DECODE_ABORTED = 0, 2
+"""What `llama_decode` returns; all else is a failure."""
 
 
 class LlamaCpp:
@@ -64,17 +73,27 @@ class LlamaCpp:
         self._name = model.name
         self._path = path
         self._thread = ModelThread("llm")
+        self._requests: queue.SimpleQueue[tuple[ChatRequest, Channel[Delta]] | None] = queue.SimpleQueue()
+        self._channels: WeakSet[Channel[Delta]] = WeakSet()
         self._engine: Engine | None = None
+        self._serving: asyncio.Task[None] | None = None
 
     async def load(self) -> None:
-        """Read the weights.
+        """Read the weights, and serve.
 
         Raises:
             ModelLoadError: it needs a GPU that is not here, or llama.cpp does not take the file.
         """
-        offload = gpu_offload_supported()
-        require_gpu(self._model, self._settings, hardware.find_gpus(), offload_supported=offload)
-        self._engine = await self._thread.run(lambda _: Engine(self._settings, self._name, self._path))
+        gpus = hardware.find_gpus()
+        supported = gpu_offload_supported()
+        require_gpu(self._model, self._settings, gpus, offload_supported=supported)
+        offloaded = supported and self._settings.gpu_layers != 0
+        kv_tokens = kv_budget_tokens(self._model, self._settings, gpus, offloaded=offloaded)
+        self._engine = await self._thread.run(
+            lambda _: Engine(self._settings, self._name, self._path, kv_tokens, offloaded=offloaded)
+        )
+        self._serving = asyncio.create_task(self._thread.run(self._serve, self._engine))
+        self._serving.add_done_callback(self._end_all)
 
     async def warm_up(self) -> None:
         """Evaluate the system prompt and one token; the first turn finds the prompt in the cache."""
@@ -86,37 +105,135 @@ class LlamaCpp:
         async for _ in self.stream(request):
             pass
 
-    def stream(self, request: ChatRequest) -> AsyncGenerator[Delta, None]:
-        """The answer, piece by piece; see the Protocol."""
-        return self._thread.stream(self.stream_now, request)
+    async def stream(self, request: ChatRequest) -> AsyncGenerator[Delta, None]:
+        """The answer, piece by piece; see the Protocol.
 
-    def stream_now(self, stop: StopFlag, request: ChatRequest) -> Generator[Delta, None, None]:
-        """What `stream` runs on its thread; blocks."""
+        The engine never waits for the reader: an answer has at most `max_tokens` pieces, and stands whole
+        in memory if it is read slowly.
+        """
+        assert self._serving is not None  # noqa: S101 - `load` comes first
+        if self._serving.done():
+            raise _ended(self._serving)
+        if self._requests.qsize() > self._settings.max_waiting:
+            raise GenerationError("busy", f"{self._settings.max_waiting} answers wait already.")
+        channel = Channel[Delta]()
+        self._channels.add(channel)
+        self._requests.put((request, channel))
+        async with aclosing(channel.read()) as deltas:
+            async for delta in deltas:
+                yield delta
+
+    def write_now(self, request: ChatRequest) -> Iterator[Delta]:
+        """The same answer by the bare engine, on the caller's thread, while nothing else uses the model."""
         assert self._engine is not None  # noqa: S101 - `load` comes first
-        return self._engine.generate(stop, request)
+        reader = _Caller()
+        self._engine.begin(request, reader)
+        while self._engine.is_busy:
+            self._engine.step()
+            while reader.deltas:
+                yield reader.deltas.popleft()
+        if reader.error is not None:
+            raise reader.error
 
     def describe(self) -> ModelDescription:
-        """Model, device, context and cache."""
+        """Model, device, conversations and their cache."""
         details: dict[str, str | int | float | bool] = {
             "context_tokens": self._settings.context_tokens,
+            "slots": self._settings.slots,
             "kv_type": self._settings.kv_type,
         }
-        device: Device = "cuda" if self._engine is not None and self._engine.offloaded else "cpu"
+        device: Device = "cpu"
+        if self._engine is not None:
+            details["kv_tokens"] = self._engine.kv_tokens
+            details["kv_gb"] = round(kv_bytes(self._model, self._engine.kv_tokens, self._settings) / 1e9, 2)
+            device = "cuda" if self._engine.offloaded else "cpu"
         return ModelDescription(self._name, "llama_cpp", device, details)
 
     async def close(self) -> None:
-        """Free the model and end its thread."""
+        """Let the answers that were begun end, free the model and end its thread."""
+        if self._serving is not None:
+            self._requests.put(None)
+            await asyncio.wait([self._serving])
         if self._engine is not None:
             engine, self._engine = self._engine, None
             await self._thread.run(lambda _: engine.free())
         await self._thread.close()
 
+    def _serve(self, stop: StopFlag, engine: "Engine") -> None:
+        """The life of the thread: take what was asked for, decode one batch, and again."""
+        with stop.interrupts(lambda: self._requests.put(None)):
+            while True:
+                while not engine.is_busy or not self._requests.empty():
+                    request = self._requests.get()
+                    if request is None:
+                        while engine.is_busy:
+                            engine.step()
+                        return
+                    engine.begin(*request)
+                engine.step()
+
+    def _end_all(self, serving: "asyncio.Task[None]") -> None:
+        for channel in self._channels:
+            channel.end(_ended(serving))
+
+
+def _ended(serving: "asyncio.Task[None]") -> GenerationError:
+    error = GenerationError("llm_failed", "The language model no longer serves.")
+    error.__cause__ = None if serving.cancelled() else serving.exception()
+    return error
+
+
+class Reader(Protocol):
+    """Who an answer is written for: a `Channel`, or the caller itself."""
+
+    @property
+    def stop(self) -> StopFlag:
+        """Set when nobody reads any more."""
+
+    def post(self, item: Delta) -> None:
+        """Take the next piece."""
+
+    def end(self, error: GenerationError | None = None) -> None:
+        """Know that it was the last, and why there are no more."""
+
+
+@dataclass(eq=False)
+class _Caller:
+    """A reader on the engine's own thread."""
+
+    stop: StopFlag = field(default_factory=StopFlag)
+    deltas: deque[Delta] = field(default_factory=deque)
+    error: GenerationError | None = None
+
+    def post(self, item: Delta) -> None:
+        self.deltas.append(item)
+
+    def end(self, error: GenerationError | None = None) -> None:
+        self.error = error
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Answer(Generation):
+    """One answer and all that is its own: reader, sampler, and how tokens become text."""
+
+    reader: Reader
+    sampler: Any
+    splitter: ReasoningSplitter
+    max_tokens: int
+    prompt_tokens: int
+    decoder: codecs.IncrementalDecoder = field(
+        default_factory=lambda: codecs.getincrementaldecoder("utf-8")("replace")
+    )
+
 
 class Engine:
-    """One model and one context; belongs to one thread at a time, and blocks it."""
+    """One model, and one context that decodes all answers together; used by one thread at a time."""
 
-    def __init__(self, settings: LlmSettings, name: str, path: Path) -> None:
-        self.offloaded = gpu_offload_supported() and settings.gpu_layers != 0
+    def __init__(
+        self, settings: LlmSettings, name: str, path: Path, kv_tokens: int, *, offloaded: bool
+    ) -> None:
+        self.offloaded = offloaded
+        self.kv_tokens = kv_tokens
         if not self.offloaded:
             hardware.keep_on_first_core(_threads(settings))
         llama_cpp.llama_log_set(_ignore_log, ctypes.c_void_p(0))
@@ -129,16 +246,27 @@ class Engine:
         self._vocabulary = llama_cpp.llama_model_get_vocab(self._model)
         self._n_vocab = llama_cpp.llama_vocab_n_tokens(self._vocabulary)
         self._formatter = self._find_formatter(name)
-        self._context = llama_cpp.llama_init_from_model(self._model, _context_params(settings))
+        self._context = llama_cpp.llama_init_from_model(self._model, _context_params(settings, kv_tokens))
         if not self._context:
             llama_cpp.llama_model_free(self._model)
             raise ModelLoadError(
-                f"Language model {name} was read, but there is no room for a context of "
-                f"{settings.context_tokens} tokens; lower llm.context_tokens."
+                f"Language model {name} was read, but there is no room for a cache of {kv_tokens} tokens; "
+                "lower llm.kv_tokens or llm.context_tokens."
             )
-        self._settings = settings
-        self._memory = llama_cpp.llama_get_memory(self._context)
-        self._evaluated: list[int] = []
+        self._context_tokens = settings.context_tokens
+        self._memory = _Memory(llama_cpp.llama_get_memory(self._context))
+        self._scheduler: Scheduler[Answer] = Scheduler(
+            self._memory,
+            sequences=settings.slots,
+            kv_tokens=kv_tokens,
+            chunk_tokens=settings.prefill_chunk_tokens,
+            max_waiting=settings.max_waiting,
+            shares_prefixes=not (
+                llama_cpp.llama_model_is_recurrent(self._model)
+                or llama_cpp.llama_model_is_hybrid(self._model)
+            ),
+        )
+        self._batch = llama_cpp.llama_batch_init(_batch_tokens(settings), 0, 1)
         self._abort = ctypes.create_string_buffer(2)
         _abort_when_set(self._context, self._abort)
         self._control_tokens = self._find_control_tokens()
@@ -148,47 +276,126 @@ class Engine:
 
     def free(self) -> None:
         """Give the memory back; the engine is of no use afterwards."""
+        llama_cpp.llama_batch_free(self._batch)
         llama_cpp.llama_free(self._context)
         llama_cpp.llama_model_free(self._model)
 
-    def generate(self, stop: StopFlag, request: ChatRequest) -> Generator[Delta, None, None]:
-        """The answer, piece by piece, the last with its usage; ends early when `stop` is set.
+    @property
+    def is_busy(self) -> bool:
+        """Whether there is an answer to go on with."""
+        return bool(self._scheduler.generations())
 
-        Raises:
-            GenerationError: the prompt leaves no room in the context, or llama.cpp failed.
-        """
-        prompt_text = self._render(request)
-        prompt = self._tokenize(prompt_text)
-        room = llama_cpp.llama_n_ctx(self._context) - len(prompt)
-        if room < 1:
-            raise GenerationError(
-                "context_overflow", f"The prompt has {len(prompt)} tokens, the context {room + len(prompt)}."
+    def begin(self, request: ChatRequest, reader: Reader) -> None:
+        """Take a request on; the reader is told if that cannot be."""
+        try:
+            prompt_text = self._render(request)
+            prompt = self._tokenize(prompt_text)
+            room = self._context_tokens - len(prompt)
+            if room < 1:
+                raise GenerationError(  # noqa: TRY301 - the one place that tells the reader
+                    "context_overflow",
+                    f"The prompt has {len(prompt)} tokens, the context {self._context_tokens}.",
+                )
+            max_tokens = min(request.max_tokens, room)
+            answer = Answer(
+                tokens=prompt,
+                kv_tokens=len(prompt) + max_tokens - 1,  # the last one written is never evaluated
+                conversation=request.conversation,
+                reader=reader,
+                sampler=self._sampler(request),
+                splitter=ReasoningSplitter(thinking=prompt_text.rstrip().endswith(OPEN)),
+                max_tokens=max_tokens,
+                prompt_tokens=len(prompt),
             )
+            try:
+                self._scheduler.submit(answer)
+            except GenerationError:
+                llama_cpp.llama_sampler_free(answer.sampler)
+                raise
+        except GenerationError as error:
+            reader.end(error)
+
+    def step(self) -> None:
+        """Drop the answers that nobody reads, decode one batch, and write a token of each it completes."""
+        for answer in self._scheduler.generations():
+            if answer.reader.stop.is_set():
+                self._end(answer)
+        parts = self._scheduler.compose()
+        if parts and self._evaluate(parts) not in {DECODED, DECODE_ABORTED}:
+            for part in self._scheduler.compose():  # once more, each alone, to find out whose fault it is
+                status = self._evaluate([part])
+                if status not in {DECODED, DECODE_ABORTED}:
+                    error = GenerationError("llm_failed", f"llama_decode failed with status {status}.")
+                    self._end(part.generation, error, keep=False)
+
+    def _evaluate(self, parts: list[Part[Answer]]) -> int:
+        """Decode the parts in one batch, and write a token for each that is the last; llama.cpp's status."""
+        rows = self._fill_batch(parts)
         self._abort[0] = b"\0"
-        with stop.interrupts(lambda: ctypes.memset(self._abort, 1, 1)), self._sampler(request) as sampler:
-            cached = self._reuse_prefix(prompt)
-            if not self._evaluate(prompt[cached:], stop):
-                return
-            splitter = ReasoningSplitter(thinking=prompt_text.rstrip().endswith(OPEN))
-            decoder = codecs.getincrementaldecoder("utf-8")("replace")
-            written = 0
-            finish_reason: FinishReason = "length"
-            while written < min(request.max_tokens, room):
-                token = llama_cpp.llama_sampler_sample(sampler, self._context, -1)
-                if llama_cpp.llama_vocab_is_eog(self._vocabulary, token):
-                    finish_reason = "stop"
-                    break
-                written += 1
-                text, reasoning = splitter.feed(decoder.decode(self._piece(token)))
-                if text or reasoning:
-                    yield Delta(text, reasoning)
-                if not self._evaluate([token], stop):
-                    return
-            text, reasoning = splitter.feed(decoder.decode(b"", final=True))
-            rest, more_reasoning = splitter.finish()
-            yield Delta(
-                text + rest, reasoning + more_reasoning, Usage(len(prompt), written, cached), finish_reason
-            )
+        readers = [part.generation.reader for part in parts]
+
+        def abort_if_unread() -> None:
+            if all(reader.stop.is_set() for reader in readers):
+                ctypes.memset(self._abort, 1, 1)
+
+        with ExitStack() as stack:
+            for reader in readers:
+                stack.enter_context(reader.stop.interrupts(abort_if_unread))
+            status = int(llama_cpp.llama_decode(self._context, self._batch))
+        if status != DECODED:
+            for part in parts:
+                self._scheduler.restore(part)
+            return status
+        for part in parts:
+            self._scheduler.evaluated(part)
+        for part, row in zip(parts, rows, strict=True):
+            if part.is_last:
+                self._write_token(part.generation, row)
+        return status
+
+    def _fill_batch(self, parts: list[Part[Answer]]) -> list[int]:
+        """Put the parts into the batch, one after the other; the row of each one's last token."""
+        batch = self._batch
+        rows = []
+        row = 0
+        for part in parts:
+            for position, token in enumerate(part.tokens, part.position):
+                batch.token[row] = token
+                batch.pos[row] = position
+                batch.n_seq_id[row] = 1
+                batch.seq_id[row][0] = part.generation.sequence.index
+                batch.logits[row] = False
+                row += 1
+            batch.logits[row - 1] = part.is_last
+            rows.append(row - 1)
+        batch.n_tokens = row
+        return rows
+
+    def _write_token(self, answer: Answer, row: int) -> None:
+        """Draw the next token from a row of the batch, and give its text to the reader."""
+        token = llama_cpp.llama_sampler_sample(answer.sampler, self._context, row)
+        if llama_cpp.llama_vocab_is_eog(self._vocabulary, token):
+            self._finish(answer, "stop")
+            return
+        answer.tokens.append(token)
+        text, reasoning = answer.splitter.feed(answer.decoder.decode(self._piece(token)))
+        if text or reasoning:
+            answer.reader.post(Delta(text, reasoning))
+        if len(answer.tokens) - answer.prompt_tokens == answer.max_tokens:
+            self._finish(answer, "length")
+
+    def _finish(self, answer: Answer, finish_reason: FinishReason) -> None:
+        text, reasoning = answer.splitter.feed(answer.decoder.decode(b"", final=True))
+        rest, more_reasoning = answer.splitter.finish()
+        written = len(answer.tokens) - answer.prompt_tokens
+        usage = Usage(answer.prompt_tokens, written, answer.cached_tokens)
+        answer.reader.post(Delta(text + rest, reasoning + more_reasoning, usage, finish_reason))
+        self._end(answer)
+
+    def _end(self, answer: Answer, error: GenerationError | None = None, *, keep: bool = True) -> None:
+        self._scheduler.end(answer, keep=keep)
+        llama_cpp.llama_sampler_free(answer.sampler)
+        answer.reader.end(error)
 
     def _render(self, request: ChatRequest) -> str:
         """The prompt by the model's own template; a person's text cannot contain control tokens."""
@@ -220,43 +427,8 @@ class Engine:
         size = llama_cpp.llama_token_to_piece(self._vocabulary, token, buffer, len(buffer), 0, False)
         return buffer.raw[:size]
 
-    def _reuse_prefix(self, prompt: Sequence[int]) -> int:
-        """Keep what the cache holds of the prompt; how many tokens that is.
-
-        The last token is always evaluated, since its logits are needed.
-        """
-        same = 0
-        for old, new in zip(self._evaluated, prompt[:-1], strict=False):
-            if old != new:
-                break
-            same += 1
-        if not llama_cpp.llama_memory_seq_rm(self._memory, 0, same, -1):
-            llama_cpp.llama_memory_clear(self._memory, True)  # recurrent models keep all or nothing
-            same = 0
-        del self._evaluated[same:]
-        return same
-
-    def _evaluate(self, tokens: Sequence[int], stop: StopFlag) -> bool:
-        """Evaluate the tokens in chunks; False if it was stopped."""
-        size = self._settings.prefill_chunk_tokens
-        for begin in range(0, len(tokens), size):
-            if stop.is_set():
-                return False
-            chunk = tokens[begin : begin + size]
-            array = (llama_cpp.llama_token * len(chunk))(*chunk)  # the batch only points at it
-            status = llama_cpp.llama_decode(self._context, llama_cpp.llama_batch_get_one(array, len(chunk)))
-            if status == DECODE_ABORTED:
-                return False
-            if status != 0:
-                self._evaluated.clear()
-                llama_cpp.llama_memory_clear(self._memory, True)
-                raise GenerationError("llm_failed", f"llama_decode failed with status {status}.")
-            self._evaluated.extend(chunk)
-        return True
-
-    @contextmanager
-    def _sampler(self, request: ChatRequest) -> Iterator[Any]:
-        """A chain of llama.cpp's samplers, in the order of its own command line."""
+    def _sampler(self, request: ChatRequest) -> Any:
+        """A new chain of llama.cpp's samplers, in the order of its own command line."""
         sampling = request.sampling
         seed = random.getrandbits(32) if sampling.seed is None else sampling.seed
         chain = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
@@ -280,10 +452,7 @@ class Engine:
             add(chain, llama_cpp.llama_sampler_init_min_p(sampling.min_p, 1))
             add(chain, llama_cpp.llama_sampler_init_temp(sampling.temperature))
             add(chain, llama_cpp.llama_sampler_init_dist(seed))
-        try:
-            yield chain
-        finally:
-            llama_cpp.llama_sampler_free(chain)
+        return chain
 
     def _token_text(self, token: int) -> str:
         return bytes(llama_cpp.llama_vocab_get_text(self._vocabulary, token) or b"").decode(
@@ -313,6 +482,19 @@ class Engine:
         return Jinja2ChatFormatter(template.decode(), eos_token=eos, bos_token=bos)
 
 
+class _Memory:
+    """`Memory` by llama.cpp."""
+
+    def __init__(self, memory: Any) -> None:
+        self._memory = memory
+
+    def copy(self, source: int, target: int, tokens: int) -> None:
+        llama_cpp.llama_memory_seq_cp(self._memory, source, target, 0, tokens)
+
+    def truncate(self, sequence: int, tokens: int) -> bool:
+        return bool(llama_cpp.llama_memory_seq_rm(self._memory, sequence, tokens, -1))
+
+
 def gpu_offload_supported() -> bool:
     """Whether llama.cpp was built for a GPU, and finds one."""
     return bool(llama_cpp.llama_supports_gpu_offload())
@@ -322,11 +504,16 @@ def _threads(settings: LlmSettings) -> int:
     return settings.threads or hardware.cpu_cores()
 
 
-def _context_params(settings: LlmSettings) -> Any:
+def _batch_tokens(settings: LlmSettings) -> int:
+    return settings.prefill_chunk_tokens + settings.slots
+
+
+def _context_params(settings: LlmSettings, kv_tokens: int) -> Any:
     params = llama_cpp.llama_context_default_params()
-    params.n_ctx = settings.context_tokens
-    params.n_batch = params.n_ubatch = settings.prefill_chunk_tokens
-    params.n_seq_max = 1
+    params.n_ctx = kv_tokens
+    params.n_batch = params.n_ubatch = _batch_tokens(settings)
+    params.n_seq_max = settings.slots
+    params.kv_unified = True
     params.n_threads = params.n_threads_batch = _threads(settings)
     params.flash_attn_type = FLASH_ATTENTION[settings.flash_attention]
     params.type_k = params.type_v = KV_TYPES[settings.kv_type]

@@ -142,7 +142,7 @@ class FasterWhisper:
         assert self._whisper is not None  # noqa: S101 - `load` comes first
         segments, info = self._whisper.transcribe(
             pcm,
-            language=language or None,
+            language=language if language in self._whisper.supported_languages else None,
             beam_size=self._settings.beam_size,
             best_of=1,  # at each hotter temperature; Whisper's five take a long note five times as long
             temperature=TEMPERATURES,

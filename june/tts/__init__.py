@@ -1,6 +1,6 @@
 """Text to speech: the Protocol, and the one place that picks a backend."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Protocol, cast
@@ -44,13 +44,14 @@ class TextToSpeech(Protocol):
 _BACKENDS = {"piper": "june.tts.piper:Piper"}
 
 
-def create(settings: TtsSettings, model: Model, path: Path) -> TextToSpeech:
+def create(settings: TtsSettings, model: Model, path: Path, others: Mapping[str, Path]) -> TextToSpeech:
     """The backend that the settings name, not yet loaded.
 
     Args:
         settings: the section `[tts]`.
-        model: its entry in the catalogue.
+        model: the entry in the catalogue of the voice that speaks where none is asked for.
         path: its ONNX file.
+        others: the ONNX files of more voices, by their names in the catalogue.
     """
     module, _, backend = _BACKENDS[settings.backend].partition(":")
-    return cast("TextToSpeech", getattr(import_module(module), backend)(settings, model, path))
+    return cast("TextToSpeech", getattr(import_module(module), backend)(settings, model, path, others))

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import AsyncGenerator, Generator, Iterator
+from collections.abc import AsyncGenerator, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -40,15 +40,19 @@ _FALSE_STOP = re.compile(r"\b(Dr|Mr|Mrs|Ms|Prof|Sr|Jr|St|[A-Z])\.(?= [A-Z])")
 
 
 class Piper:
-    """`TextToSpeech` by Piper, on the CPU: for these small networks a GPU is often slower."""
+    """`TextToSpeech` by Piper, on the CPU: for these small networks a GPU is often slower.
 
-    def __init__(self, settings: TtsSettings, model: Model, path: Path) -> None:
+    Its first voice speaks what asks for none; all of them take turns on one thread.
+    """
+
+    def __init__(
+        self, settings: TtsSettings, model: Model, path: Path, others: Mapping[str, Path] | None = None
+    ) -> None:
         self._settings = settings
         self._name = model.name
-        self._path = path
+        self._paths = {**(others or {}), model.name: path}
         self._thread = ModelThread("tts")
-        self._voice: PiperVoice | None = None
-        self._session: _Session | None = None
+        self._voices: dict[str, tuple[PiperVoice, _Session]] = {}
 
     async def load(self) -> None:
         """Read the weights.
@@ -59,25 +63,30 @@ class Piper:
         await self._thread.run(self._load)
 
     def _load(self, _stop: StopFlag) -> None:
+        for name, path in self._paths.items():
+            self._voices[name] = self._load_voice(name, path)
+
+    def _load_voice(self, name: str, path: Path) -> "tuple[PiperVoice, _Session]":
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self._settings.threads or min(hardware.cpu_cores(), MOST_THREADS)
         # A pattern is kept for every length of sentence; without it a long one takes 160 MB less.
         options.enable_mem_pattern = False
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
-            config = PiperConfig.from_dict(json.loads(Path(f"{self._path}.json").read_text("utf-8")))
+            config = PiperConfig.from_dict(json.loads(Path(f"{path}.json").read_text("utf-8")))
             session = onnxruntime.InferenceSession(
-                str(self._path), sess_options=options, providers=["CPUExecutionProvider"]
+                str(path), sess_options=options, providers=["CPUExecutionProvider"]
             )
         except (OSError, ValueError, KeyError, *ONNX_ERRORS) as error:
-            raise ModelLoadError(f"Voice {self._name} cannot be loaded: {type(error).__name__}.") from error
-        self._session = _Session(session)
-        self._voice = PiperVoice(session=self._session, config=config)
+            raise ModelLoadError(f"Voice {name} cannot be loaded: {type(error).__name__}.") from error
+        interruptible = _Session(session)
+        return PiperVoice(session=interruptible, config=config), interruptible
 
     async def warm_up(self) -> None:
-        """Speak a short sentence to nobody."""
-        async for _ in self.synthesize("Hello, I am ready."):
-            pass
+        """Speak a short sentence to nobody, in each voice."""
+        for name in self._paths:
+            async for _ in self.synthesize("Hello, I am ready.", voice=name):
+                pass
 
     def synthesize(self, text: str, *, voice: str = "") -> AsyncGenerator[Speech, None]:
         """The text, spoken, one piece a sentence; see the Protocol."""
@@ -85,14 +94,13 @@ class Piper:
 
     def synthesize_now(self, stop: StopFlag, text: str, voice: str = "") -> Generator[Speech, None, None]:
         """What `synthesize` runs on its thread; blocks."""
-        assert self._voice is not None  # noqa: S101 - `load` comes first
-        assert self._session is not None  # noqa: S101
-        if voice not in {"", self._name}:
+        if (voice or self._name) not in self._voices:
             raise SynthesisError("voice_unknown", f"The voice {voice!r} is not loaded.")
+        speaker, session = self._voices[voice or self._name]
         config = SynthesisConfig(length_scale=1 / self._settings.speed, normalize_audio=False)
         try:
-            with self._session.interruptible(stop):
-                for chunk in self._voice.synthesize(_FALSE_STOP.sub(r"\1", text), config):
+            with session.interruptible(stop):
+                for chunk in speaker.synthesize(_FALSE_STOP.sub(r"\1", text), config):
                     samples = np.clip(chunk.audio_float_array * INT16_MAX, -INT16_MAX, INT16_MAX)
                     yield Speech(samples.astype(np.int16), chunk.sample_rate)
         except ONNX_ERRORS as error:
@@ -100,13 +108,15 @@ class Piper:
                 raise SynthesisError("tts_failed", f"Piper failed: {type(error).__name__}.") from None
 
     def describe(self) -> ModelDescription:
-        """Voice and speed."""
-        return ModelDescription(self._name, "piper", "cpu", {"speed": self._settings.speed})
+        """The first voice, how many there are, and the speed."""
+        return ModelDescription(
+            self._name, "piper", "cpu", {"speed": self._settings.speed, "voices": len(self._paths)}
+        )
 
     async def close(self) -> None:
         """Free the model and end its thread."""
         await self._thread.close()
-        self._voice = self._session = None
+        self._voices.clear()
 
 
 class _Session:

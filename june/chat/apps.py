@@ -1,0 +1,73 @@
+"""The chat apps as a turn sees them: recordings to fetch, and signs of life to show."""
+
+import asyncio
+from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
+from typing import Literal
+
+from june.chat import Adapter
+from june.chat.delivery import with_echo
+from june.chat.progress import Preview, working
+from june.errors import DeliveryError
+from june.messages import Inbound, Platform
+from june.store import Received, Store
+
+DOWNLOAD_PAUSES_S = (0.5, 2.0, 8.0)
+"""Pauses between tries to fetch a recording; whoever sent it waits for the answer."""
+
+
+class ChatApps:
+    """What a turn needs of whichever app its message came from."""
+
+    def __init__(self, store: Store, adapters: Mapping[Platform, Adapter], *, max_bytes: int) -> None:
+        self._store = store
+        self._adapters = adapters
+        self._max_bytes = max_bytes
+
+    async def download(self, message: Inbound) -> bytes:
+        """The recording of a message; what may pass is tried again a few times.
+
+        Raises:
+            DeliveryError: the app does not hand it out.
+        """
+        adapter = self._adapter(message)
+        for pause_s in DOWNLOAD_PAUSES_S:
+            try:
+                return await adapter.download(message, max_bytes=self._max_bytes)
+            except DeliveryError as error:
+                if error.reason != "try_again":
+                    raise
+                await asyncio.sleep(max(pause_s, error.retry_after_s or 0))
+        return await adapter.download(message, max_bytes=self._max_bytes)
+
+    def preview(self, received: Received, echo: str) -> "EchoedPreview":
+        """A preview of the answer to this message, below an echo of what was heard."""
+        return EchoedPreview(Preview(self._store, self._adapter(received.message), received), echo)
+
+    def working(
+        self, message: Inbound, doing: Literal["recording", "typing"]
+    ) -> AbstractAsyncContextManager[None]:
+        """Shows in the message's chat that june works on an answer."""
+        return working(self._adapter(message), message.chat, doing)
+
+    def _adapter(self, message: Inbound) -> Adapter:
+        adapter = self._adapters.get(message.platform)
+        if adapter is None:
+            raise DeliveryError("refused", f"june is not on {message.platform} any more.")
+        return adapter
+
+
+class EchoedPreview:
+    """A preview that begins with what was heard."""
+
+    def __init__(self, preview: Preview, echo: str) -> None:
+        self._preview = preview
+        self._echo = echo
+
+    def show(self, text: str) -> None:
+        """Show this Markdown instead of what was shown before."""
+        self._preview.show(with_echo(text, self._echo))
+
+    async def finish(self) -> str:
+        """Show no more; the id of the message that shows the beginning, "" if there is none."""
+        return await self._preview.finish()

@@ -1,0 +1,338 @@
+"""Sends what stands in the outbox, and keeps what became of it.
+
+One message at a time in a chat, many chats at once. What was interrupted goes on after the last part that was
+committed. A part is sent twice only if june is killed between the app's answer and the commit, if that answer
+is lost on its way, or if the file cannot be written for some 15 s.
+
+A message whose app is not in the settings stays taken, and its chat waits, until june starts with that app.
+"""
+
+import asyncio
+import random
+import re
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import cast
+
+from june.chat import Adapter
+from june.chat.formatting import visible_discord, visible_telegram
+from june.errors import DeliveryError, JuneError
+from june.messages import Delivered, Outbound, Platform
+from june.settings import DeliverySettings
+from june.store import Queued, Store
+from june.telemetry import errors_total, log
+from june.workers import settled
+
+MAX_CHATS = 16
+"""Chats that something is sent to at a time: half of what Telegram takes in a second."""
+FINISH_S = 5.0
+"""Time that requests have to end when june stops: half of what Docker grants a whole program by default."""
+COMMIT_ATTEMPTS = 5
+FIRST_PAUSE_S = 1.0
+LONGEST_PAUSE_S = 300.0
+
+GIVEN_UP = "One of my messages to you could not be delivered."
+VOICE_REFUSED = {
+    "voice_forbidden": "I may not send voice messages in this chat, so you get the text.",
+    "too_large": "That voice message is too large for this app, so you get the text.",
+}
+VISIBLE = {"telegram": visible_telegram, "discord": visible_discord}
+
+
+def with_echo(text: str, echo: str) -> str:
+    """The Markdown of an answer: what was heard as a quotation, literally, and the text below it."""
+    # Every ASCII punctuation character may be escaped: https://spec.commonmark.org/0.31.2/#backslash-escapes
+    literal = re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", " ".join(echo.split()))
+    return f"> 🎤 {literal}\n\n{text}" if literal else text
+
+
+def back_off_s(attempts: int, retry_after_s: float | None = None) -> float:
+    """Seconds to wait after so many attempts: 1, 2, 4 … 300, or what the app asks for if that is longer.
+
+    Up to a quarter of the former is added, so that what failed together is not repeated together.
+    """
+    pause_s = min(FIRST_PAUSE_S * 2.0 ** min(attempts - 1, 16), LONGEST_PAUSE_S)
+    spread = random.random() / 4  # noqa: S311 - guards nothing
+    return max(pause_s, retry_after_s or 0) + pause_s * spread
+
+
+class Delivery:
+    """The way from the outbox to the chat apps.
+
+    Args:
+        store: holds the outbox.
+        adapters: the apps, which it does not own.
+        settings: its section.
+        clock: seconds since 1970; the store's.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        adapters: Mapping[Platform, Adapter],
+        settings: DeliverySettings,
+        *,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._store = store
+        self._adapters = adapters
+        self._settings = settings
+        self._clock = clock
+        self._group_window_s = settings.group_window_s
+        self._sending: dict[str, asyncio.Task[None]] = {}
+        self._told: set[tuple[str, str]] = set()
+        self._wake = asyncio.Event()
+        self._idle = asyncio.Event()
+
+    def wake(self) -> None:
+        """Look into the outbox: something was put there."""
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Send what is due, until cancelled.
+
+        What is being sent then is first sent to its end and committed, for `FINISH_S` at most.
+        """
+        try:
+            while True:
+                pause_s = await self._start_what_is_due()
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(pause_s):
+                        await self._wake.wait()
+        finally:
+            await settled(asyncio.create_task(self._finish()))
+
+    async def drain(self, timeout_s: float) -> None:
+        """Return when everything that is due has been sent, or after `timeout_s`.
+
+        For the shutdown: `run` must be running, and from now on notices no longer wait for one another.
+        """
+        self._group_window_s = 0.0
+        self._idle.clear()
+        self._wake.set()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._idle.wait()
+
+    async def _start_what_is_due(self) -> float | None:
+        """Seconds until there may be more to start; None: not before something happens."""
+        self._wake.clear()
+        window_s = self._group_window_s
+        try:
+            while len(self._sending) < MAX_CHATS:
+                chats = tuple(self._sending)
+                rows = await self._store.take_due(exclude_chats=chats, group_window_s=window_s)
+                if not rows:
+                    if not self._sending and not self._wake.is_set():
+                        self._idle.set()
+                    return await self._store.next_due_s(exclude_chats=chats, group_window_s=window_s)
+                self._start(rows)
+        except JuneError as error:  # the file cannot be used for the moment, or too many wait for it
+            _count(type(error).__name__)
+            log.error("outbox.failed", type=type(error).__name__, detail=str(error))
+            return FIRST_PAUSE_S
+        return None
+
+    def _start(self, rows: tuple[Queued, ...]) -> None:
+        chat = rows[0].message.chat
+        platform = cast("Platform", chat.partition(":")[0])
+        adapter = self._adapters.get(platform)
+        if adapter is None:
+            log.warning("reply.held", platform=platform, detail="june is not on that app at the moment")
+            return
+        task = asyncio.create_task(self._deliver(adapter, rows))
+        self._sending[chat] = task
+        task.add_done_callback(partial(self._ended, chat))
+
+    def _ended(self, chat: str, task: asyncio.Task[None]) -> None:
+        del self._sending[chat]
+        self._wake.set()
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error(
+                "reply.held", type=type(error).__name__, detail="its chat waits until june starts again"
+            )
+
+    async def _finish(self) -> None:
+        tasks = list(self._sending.values())
+        if tasks:
+            await asyncio.wait(tasks, timeout=FINISH_S)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _deliver(self, adapter: Adapter, rows: tuple[Queued, ...]) -> None:
+        """Send one chat's messages, and settle what becomes of each."""
+        while rows:
+            group = rows[:1]
+            begin = time.perf_counter()
+            try:
+                group = _fitting(adapter, rows)
+                parts = await self._send(adapter, group)
+                await self._commit(partial(self._store.mark_sent, _ids(group)))
+            except Exception as error:  # the boundary: whatever one message comes to, the others are sent
+                if await self._postpone_or_give_up(adapter.platform, rows, group, error):
+                    return
+            else:
+                log.info(
+                    "reply.sent",
+                    kind=group[0].message.kind,
+                    platform=adapter.platform,
+                    messages=len(group),
+                    parts=parts,
+                    seconds=round(time.perf_counter() - begin, 4),
+                    attempts=group[0].attempts,
+                )
+            rows = rows[len(group) :]
+
+    async def _postpone_or_give_up(
+        self, platform: Platform, rows: tuple[Queued, ...], group: tuple[Queued, ...], error: Exception
+    ) -> bool:
+        """Whether all the rows were postponed, the failed group among them; if not, it was given up."""
+        failure = error if isinstance(error, DeliveryError) else None
+        reason = failure.reason if failure else type(error).__name__
+        detail = f"{reason}: {failure}" if failure else reason  # an unexpected error's text may hold anything
+        attempts = group[0].attempts
+        _count(reason)
+        if attempts < self._settings.max_attempts and (failure is None or reason == "try_again"):
+            pause_s = back_off_s(attempts, failure.retry_after_s if failure else None)
+            due_at_s = self._clock() + pause_s
+            await self._commit(partial(self._store.postpone, _ids(rows), due_at_s=due_at_s, error=detail))
+            log.warning(
+                "reply.postponed",
+                platform=platform,
+                detail=detail,
+                attempts=attempts,
+                pause_s=round(pause_s, 1),
+            )
+            return True
+        notice = self._notice(group[0].message, reason)
+        await self._commit(partial(self._store.give_up, _ids(group), error=detail, notice=notice))
+        log.warning("reply.given_up", platform=platform, detail=detail, attempts=attempts)
+        return False
+
+    async def _send(self, adapter: Adapter, rows: tuple[Queued, ...]) -> int:
+        """Send what is left of a message, or of several in one; how many parts it has."""
+        row, message = rows[0], rows[0].message
+        if message.kind == "voice" and message.voice is not None:
+            if not row.delivered:
+                async with self._time_limit():
+                    one = await adapter.send_voice(message.chat, message.voice, reply_to=message.reply_to)
+                await self._note(rows, one)
+            return 1
+        parts = adapter.parts(_markdown(rows))
+        shown = await self._shown(message)
+        delivered = list(row.delivered)
+        for index in range(len(delivered), len(parts)):
+            target = shown[index] if index < len(shown) else ""
+            async with self._time_limit():
+                one = await _put(
+                    adapter, message, parts[index], target, reply_to="" if index else message.reply_to
+                )
+            if message.edits and one.message_id not in shown:
+                # First: another edit, or this one after a crash, must find it.
+                await self._commit(partial(self._store.note_delivered, message.edits, one))
+            await self._note(rows, one)
+            delivered.append(one)
+        kept = {one.message_id for one in delivered}
+        for target in shown:
+            if target not in kept:
+                await self._delete(adapter, row, target)
+        return len(parts)
+
+    async def _shown(self, message: Outbound) -> list[str]:
+        """The messages that show the text's parts as they were, by the platform's ids."""
+        if message.edits:
+            edited = await self._store.outbound(message.edits)
+            delivered = edited.delivered if edited else ()
+            return list(dict.fromkeys(one.message_id for one in delivered if one.kind == "text"))
+        return [message.preview_id] if message.preview_id else []
+
+    async def _delete(self, adapter: Adapter, row: Queued, message_id: str) -> None:
+        try:
+            async with self._time_limit():
+                await adapter.delete(row.message.chat, message_id)
+        except (DeliveryError, TimeoutError) as error:
+            reason = error.reason if isinstance(error, DeliveryError) else "try_again"
+            if reason == "try_again" and row.attempts < self._settings.max_attempts:
+                raise
+            _count(reason)  # the text arrived, which matters more than what is left of the old one
+
+    async def _note(self, rows: Sequence[Queued], delivered: Delivered) -> None:
+        for row in rows:
+            await self._commit(partial(self._store.note_delivered, row.id, delivered))
+
+    async def _commit(self, change: Callable[[], Awaitable[None]]) -> None:
+        """Make a change to the file, later if need be: what is not kept is sent twice."""
+        for attempt in range(1, COMMIT_ATTEMPTS):
+            try:
+                return await change()
+            except JuneError as error:
+                _count(type(error).__name__)
+                log.error("outbox.failed", type=type(error).__name__, detail=str(error))
+                await asyncio.sleep(back_off_s(attempt))
+        return await change()
+
+    def _time_limit(self) -> asyncio.Timeout:
+        return asyncio.timeout(self._settings.timeout_s)
+
+    def _notice(self, message: Outbound, reason: str) -> Outbound | None:
+        """What the chat gets instead of a message: the words of a voice, and why; None: nothing.
+
+        The words follow what stands in the outbox already; a chat is told once why it gets no voice.
+        """
+        if reason == "gone" or message.may_group:  # a notice is not explained by another
+            return None
+        is_voice = message.kind == "voice"
+        words = message.text if is_voice and not message.text_is_sent else ""
+        sentence = "" if words else GIVEN_UP
+        if is_voice and reason in VOICE_REFUSED:
+            sentence = "" if (message.chat, reason) in self._told else VOICE_REFUSED[reason]
+            self._told.add((message.chat, reason))
+        text = "\n\n".join(filter(None, (sentence, words)))
+        if not text:
+            return None
+        return Outbound(
+            message.chat,
+            "text",
+            text,
+            reply_to=message.reply_to,
+            echo=message.echo if words else "",
+            may_group=not words,
+        )
+
+
+async def _put(adapter: Adapter, message: Outbound, part: str, target: str, *, reply_to: str) -> Delivered:
+    """Show a part: in the message `target`, or in a new one if there is none or it cannot be edited."""
+    try:
+        if target:
+            try:
+                return await adapter.edit_text(message.chat, target, part)
+            except DeliveryError as error:
+                if error.reason not in {"gone", "refused"}:
+                    raise
+        return await adapter.send_text(message.chat, part, reply_to=reply_to)
+    except DeliveryError as error:
+        if error.reason != "markup":
+            raise
+        _count(error.reason)
+    return await adapter.send_plain(message.chat, VISIBLE[adapter.platform](part), reply_to=reply_to)
+
+
+def _fitting(adapter: Adapter, rows: tuple[Queued, ...]) -> tuple[Queued, ...]:
+    """All the rows if they fit in one message, so that none is ever sent in part; or else the first."""
+    is_begun = any(row.delivered for row in rows)
+    return rows[:1] if is_begun or len(adapter.parts(_markdown(rows))) > 1 else rows
+
+
+def _markdown(rows: Sequence[Queued]) -> str:
+    return "\n\n".join(with_echo(row.message.text, row.message.echo) for row in rows)
+
+
+def _ids(rows: Sequence[Queued]) -> list[int]:
+    return [row.id for row in rows]
+
+
+def _count(kind: str) -> None:
+    errors_total.labels(stage="send", type=kind).inc()

@@ -1,0 +1,238 @@
+"""`python -m june messages`: what was received and sent, and whether it arrived as it was meant.
+
+These commands show what people wrote: they are for the owner's own terminal. They only read, and june may run
+meanwhile.
+"""
+
+import asyncio
+import json
+import re
+import time
+import unicodedata
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from june.chat.delivery import with_echo
+from june.chat.formatting import (
+    validate_discord,
+    validate_telegram,
+    visible,
+    visible_discord,
+    visible_telegram,
+)
+from june.errors import JuneError
+from june.messages import Delivered
+from june.settings import load_settings
+from june.store import HistoryEntry, Store, open_store
+
+T = TypeVar("T")
+
+app = typer.Typer(help="What was received and sent.", no_args_is_help=True)
+SettingsFile = Annotated[Path | None, typer.Option("--settings", help="Settings file.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Since = Annotated[
+    str, typer.Option(help="Only later ones: a date such as 2026-11-01, or an age such as 24h.")
+]
+
+AGE = re.compile(r"(\d{1,6})([smhdw])")
+UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+EXCERPT = 20
+
+
+@app.command()
+def history(
+    *,
+    chat: Annotated[str, typer.Option(help="Such as telegram:123456789; default: all chats.")] = "",
+    since: Since = "",
+    limit: Annotated[int, typer.Option(min=1, help="At most so many, the newest.")] = 100,
+    as_json: Json = False,
+    settings_file: SettingsFile = None,
+) -> None:
+    """Show what was received and sent, oldest first."""
+    since_s = _since_s(since)
+    entries = _read(settings_file, lambda store: store.history(chat=chat, since_s=since_s, limit=limit))
+    if as_json:
+        print(json.dumps([asdict(entry) for entry in entries]))
+        return
+    table = Table("id", "time", "chat", "from", "kind", "status", "text", "notes")
+    for entry in entries:
+        cells = (
+            str(entry.id),
+            _local_time(entry.created_at_s),
+            entry.chat,
+            "june" if entry.direction == "out" else entry.user_name or entry.user,
+            entry.kind,
+            entry.status,
+            entry.transcript or entry.text,
+            ", ".join(_notes(entry)),
+        )
+        table.add_row(*map(_printable, cells))
+    _console().print(table)
+
+
+@app.command()
+def check(
+    message_id: Annotated[int, typer.Argument(metavar="ID", help="Of a message that june sent.")],
+    *,
+    as_json: Json = False,
+    settings_file: SettingsFile = None,
+) -> None:
+    """Compare what a message was meant to show with what the chat app got; exit status 1 if they differ."""
+    entry = _read(settings_file, lambda store: store.entry(message_id))
+    if entry is None or entry.direction != "out":
+        raise JuneError(
+            f"There is no message {message_id} that june sent; see: python -m june messages history"
+        )
+    meant, shown = _meant(entry), [_shown(entry, one) for one in entry.delivered]
+    faults = list(_faults(entry))
+    if as_json:
+        print(
+            json.dumps(
+                {"id": entry.id, "right": not faults, "faults": faults, "meant": meant, "shown": shown}
+            )
+        )
+    else:
+        table = Table("", "text", show_lines=True)
+        table.add_row("meant", _printable(meant))
+        for one, text in zip(entry.delivered, shown, strict=True):
+            table.add_row(f"{one.kind} {_printable(one.message_id)}", _printable(text))
+        console = _console()
+        console.print(table)
+        for line in faults or ["It arrived as it was meant."]:
+            console.print(_printable(line))
+    if faults:
+        raise typer.Exit(1)
+
+
+@app.command()
+def stats(*, since: Since = "", as_json: Json = False, settings_file: SettingsFile = None) -> None:
+    """Show how much was received and sent, and how long answers took."""
+    since_s = _since_s(since)
+    found = _read(settings_file, lambda store: store.stats(since_s=since_s))
+    if as_json:
+        print(json.dumps(asdict(found)))
+        return
+    table = Table("", "app", "kind", "status", "messages")
+    for count in found.counts:
+        direction = "received" if count.direction == "in" else "sent"
+        table.add_row(direction, count.platform, count.kind, count.status, str(count.messages))
+    console = _console()
+    console.print(table)
+    if found.response_p50_s is not None and found.response_p95_s is not None:
+        console.print(
+            f"Half of the answers were ready within {found.response_p50_s:.2f} s,"
+            f" 95 % within {found.response_p95_s:.2f} s."
+        )
+
+
+def _read(settings_file: Path | None, query: Callable[[Store], Awaitable[T]]) -> T:
+    path = load_settings(settings_file).store.path
+
+    async def run() -> T:
+        async with open_store(path, read_only=True) as store:
+            return await query(store)
+
+    return asyncio.run(run())
+
+
+def _since_s(since: str) -> float:
+    """A date, a time or an age as seconds since 1970; 0 if it is empty."""
+    if not since:
+        return 0.0
+    if age := AGE.fullmatch(since):
+        return time.time() - int(age[1]) * UNITS_S[age[2]]
+    try:
+        return datetime.fromisoformat(since).astimezone().timestamp()
+    except (ValueError, OverflowError):
+        raise JuneError("After --since comes a date such as 2026-11-01, or an age such as 24h.") from None
+
+
+def _notes(entry: HistoryEntry) -> Iterator[str]:
+    if entry.duration_s:
+        yield f"{entry.duration_s:.1f} s"
+    if entry.outcome and entry.outcome != "answered":
+        yield entry.outcome
+    if entry.answers:
+        yield f"answers {entry.answers}"
+    if entry.edits:
+        yield f"edits {entry.edits}"
+    if len(entry.delivered) > 1:
+        yield f"{len(entry.delivered)} parts"
+    if any(one.edited for one in entry.delivered):
+        yield "edited"
+    if any(one.kind == "text" and not one.parse_mode for one in entry.delivered):
+        yield "without markup"
+    if entry.error:
+        yield entry.error
+
+
+def _meant(entry: HistoryEntry) -> str:
+    return visible(with_echo(entry.text, entry.echo))
+
+
+def _shown(entry: HistoryEntry, one: Delivered) -> str:
+    if entry.platform == "discord":  # which knows no text without markup
+        return visible_discord(one.text)
+    return visible_telegram(one.text) if one.parse_mode else one.text
+
+
+def _faults(entry: HistoryEntry) -> Iterator[str]:
+    """What is not as it was meant, one sentence each."""
+    if entry.status == "ERROR":
+        yield f"It was given up: {entry.error.rstrip('.')}."
+    elif entry.status != "SENT":
+        yield "It is not sent to its end yet."
+    if entry.kind == "voice":
+        if not any(one.kind == "voice" for one in entry.delivered):
+            yield "The chat got no voice message."
+        return
+    yield from _differences(entry)
+    for number, one in enumerate(entry.delivered, 1):
+        if entry.platform == "discord":
+            problems = validate_discord(one.text)
+        else:
+            problems = validate_telegram(one.text) if one.parse_mode else []
+        yield from (f"Part {number}: {problem}" for problem in problems)
+
+
+def _differences(entry: HistoryEntry) -> Iterator[str]:
+    """Where the text differs. White space does not count: it stands differently where the text was split."""
+    meant = "".join(_meant(entry).split())
+    shown = "".join("".join(_shown(entry, one) for one in entry.delivered).split())
+    if shown == meant or (
+        entry.may_group and meant in shown
+    ):  # which may have gone with others in one message
+        return
+    pairs = enumerate(zip(meant, shown, strict=False))
+    same = next((index for index, (one, other) in pairs if one != other), min(len(meant), len(shown)))
+    if same == len(shown):
+        yield f"The last {len(meant) - same} of {len(meant)} characters are missing."
+    else:
+        yield (
+            f"After {same} characters the chat shows “{shown[same : same + EXCERPT]}”"
+            f" where “{meant[same : same + EXCERPT]}” was meant."
+        )
+
+
+def _local_time(since_1970_s: float) -> str:
+    local = datetime.fromtimestamp(since_1970_s, UTC).astimezone()
+    return local.replace(tzinfo=None).isoformat(" ", "seconds")
+
+
+def _printable(text: str) -> str:
+    """Text in which nothing steers the terminal."""
+    return "".join(
+        "\ufffd" if unicodedata.category(character) == "Cc" and character not in "\n\t" else character
+        for character in text
+    )
+
+
+def _console() -> Console:
+    return Console(highlight=False, markup=False, emoji=False)

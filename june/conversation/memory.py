@@ -1,0 +1,33 @@
+"""What of a conversation the model is shown."""
+
+from june.messages import ChatMessage
+from june.settings import LlmSettings
+
+BYTES_PER_TOKEN = 3
+"""UTF-8 bytes of a token, at the least: English has some 4.5, Chinese 3 for its one character (Qwen3's and
+SmolLM2's vocabularies). An estimate that is too small shows less of the past, and never fails."""
+TEMPLATE_TOKENS = 8
+"""What a chat template adds to a message."""
+
+
+def fit(history: tuple[ChatMessage, ...], question: str, settings: LlmSettings) -> tuple[ChatMessage, ...]:
+    """The newest part of the history that leaves room for the question and the answer.
+
+    While it is too long its older half goes, whole turns at a time: the beginning then stays where it is for
+    some turns, and the model finds it in its cache.
+
+    Args:
+        history: a user's message and june's answer in turn, the oldest first.
+        question: what is asked now.
+        settings: its `context_tokens` hold system prompt, history, question and `max_tokens` of answer.
+    """
+    asked = (ChatMessage("system", settings.system_prompt), ChatMessage("user", question))
+    room = settings.context_tokens - settings.max_tokens - sum(map(_tokens, asked))
+    while history and sum(map(_tokens, history)) > room:
+        turns = len(history) // 2
+        history = history[2 * ((turns + 1) // 2) :]
+    return history
+
+
+def _tokens(message: ChatMessage) -> int:
+    return len(message.content.encode("utf-8", "replace")) // BYTES_PER_TOKEN + TEMPLATE_TOKENS

@@ -1,0 +1,274 @@
+"""One received message, answered: heard, remembered, written, spoken, and put in the outbox.
+
+The text goes into the outbox as soon as the model has written it, the voice when it has been spoken. Each
+step is committed: a turn that is repeated after a crash hears and writes nothing twice.
+"""
+
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol
+
+from june.conversation.addressing import is_stop, names_june
+from june.conversation.memory import fit
+from june.conversation.turn import Heard, TurnRequest, TurnResult, VoicePipeline
+from june.errors import SENTENCES, DeliveryError, GenerationError, StageError, StoreError
+from june.messages import ChatPreferences, Inbound, Outbound
+from june.settings import Settings
+from june.store import Received, Store
+from june.telemetry import errors_total, log, where
+
+
+class Preview(Protocol):
+    """The beginning of an answer, as its chat sees it grow."""
+
+    def show(self, text: str) -> None:
+        """Show this Markdown instead of what was shown before."""
+
+    async def finish(self) -> str:
+        """Show no more; the id of the message that shows the beginning, "" if there is none."""
+
+
+class ChatApps(Protocol):
+    """The chat apps, as a turn sees them."""
+
+    async def download(self, message: Inbound, /) -> bytes:
+        """The recording of a message.
+
+        Raises:
+            DeliveryError: the app does not hand it out.
+        """
+
+    def preview(self, received: Received, echo: str, /) -> Preview:
+        """A preview of the answer to this message, below an echo of what was heard."""
+
+    def working(
+        self, message: Inbound, doing: Literal["recording", "typing"]
+    ) -> AbstractAsyncContextManager[None]:
+        """Shows in the message's chat that june works on an answer."""
+
+
+STOPPED = "Stopped."
+
+CommandRunner = Callable[[Received], Awaitable[str]]
+"""Runs a command; the Markdown that answers it, or "" if nothing does."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mode:
+    """How a chat wants to be answered."""
+
+    speaks: bool
+    writes: bool
+
+
+def choose_mode(name: str, *, is_recording: bool) -> Mode:
+    """What a reply mode ("mirror", "voice", "text", "both") means for one message."""
+    speaks = name in {"voice", "both"} or (name == "mirror" and is_recording)
+    return Mode(speaks, writes=name != "voice")
+
+
+@dataclass(frozen=True, slots=True)
+class Desk:
+    """What answering takes.
+
+    Attributes:
+        run_command: what becomes of a command.
+        on_outbox: called when there is something to send.
+    """
+
+    settings: Settings
+    store: Store
+    pipeline: VoicePipeline
+    apps: ChatApps
+    run_command: CommandRunner
+    on_outbox: Callable[[], None]
+
+    async def hear(self, received: Received) -> Heard:
+        """What a message's recording says; it is kept, and heard once only.
+
+        Raises:
+            StageError: the recording cannot be had, or is none.
+        """
+        if received.transcript is not None:
+            return Heard(received.transcript)
+        try:
+            recording = await self.apps.download(received.message)
+        except DeliveryError as error:
+            if error.reason == "too_large":
+                raise StageError("download", "audio_too_large_for_app", str(error)) from None
+            raise StageError("download", "download_failed", str(error)) from None
+        preferences = await self.store.preferences(received.message.chat)
+        heard = await self.pipeline.hear(recording, preferences.language)
+        await self.store.note_transcript(received.id, heard.transcript)
+        return heard
+
+
+class Reply:
+    """The answer to one received message, in the making; it listens to its own turn."""
+
+    def __init__(self, desk: Desk, received: Received) -> None:
+        self._desk = desk
+        self._settings = desk.settings
+        self.received = received
+        self.timings_s: dict[str, float] = {}
+        """Seconds by stage, once it is answered."""
+        self._mode = Mode(speaks=False, writes=True)
+        self._echo = ""
+        self._text = received.answer
+        self._is_committed = bool(received.answer)
+        self._preview: Preview | None = None
+
+    async def make(self) -> None:
+        """Answer the message, or say why not; what is to be sent is in the outbox then.
+
+        Raises:
+            StoreError: the store failed; the message stays claimed.
+        """
+        try:
+            if self.received.message.kind == "command":
+                await self._run_command()
+            else:
+                await self._answer()
+        except StageError as error:
+            errors_total.labels(stage=error.stage, type=error.code).inc()
+            log.warning("turn.refused", stage=error.stage, code=error.code, detail=str(error))
+            await self._give_up(error.code, error.sentence)
+        except StoreError:
+            raise
+        except Exception as error:  # the turn's boundary: one message never ends june
+            errors_total.labels(stage="turn", type=type(error).__name__).inc()
+            log.error("turn.failed", type=type(error).__name__, where=where(error))
+            await self._give_up("internal", SENTENCES["internal"])
+
+    async def end_early(self) -> None:
+        """Settle a message whose answer was ended on demand; what its chat has seen of it stays."""
+        preview_id = await self._finish_preview()
+        if self._is_committed:
+            await self._finish([], "answered", answer=self._text)
+        elif preview_id:
+            await self._finish([self._outbound(f"{self._text} …", preview_id)], "stopped")
+        else:
+            await self._finish([], "stopped")
+
+    def text_grew(self, text: str) -> None:
+        """Show it, where the chat reads along."""
+        self._text = text
+        if self._preview is not None:
+            self._preview.show(text)
+
+    async def text_finished(self, text: str) -> None:
+        """Commit the text, and have it sent while it is still being spoken."""
+        self._text = text
+        preview_id = await self._finish_preview()
+        written = [self._outbound(text, preview_id, self._echo)] if self._mode.writes else []
+        await self._desk.store.note_answer(self.received.id, text, written)
+        self._is_committed = True
+        self._desk.on_outbox()
+
+    async def _run_command(self) -> None:
+        text = await self._desk.run_command(self.received)
+        answer = replace(self._outbound(text), may_group=True)
+        await self._finish([answer] if text else [], "command")
+
+    async def _answer(self) -> None:
+        message = self.received.message
+        names = self._settings.chat.names
+        is_recording = message.attachment is not None
+        if not message.is_addressed:
+            transcript = (await self._desk.hear(self.received)).transcript
+            if not names_june(transcript.text, names):
+                await self._finish([], "not_addressed", forget_text=True)
+                return
+            self.received = replace(self.received, transcript=transcript)
+        preferences = await self._desk.store.preferences(message.chat)
+        self._mode = choose_mode(preferences.mode or self._settings.reply.mode, is_recording=is_recording)
+        async with self._desk.apps.working(message, "recording" if self._mode.speaks else "typing"):
+            heard = await self._desk.hear(self.received) if is_recording else None
+            if is_stop(heard.transcript.text if heard is not None else message.text, names):
+                await self._finish([self._outbound(STOPPED)], "command")  # the dispatcher has done it
+                return
+            result = await self._turn(heard, preferences)
+            self.timings_s = result.timings_s
+            await self._finish(self._rest(result), result.outcome, answer=self._text)
+
+    async def _turn(self, heard: Heard | None, preferences: ChatPreferences) -> TurnResult:
+        message = self.received.message
+        transcript = heard.transcript.text if heard is not None else ""
+        if self._settings.reply.echo_transcript:
+            self._echo = transcript
+        history = await self._desk.store.conversation(message.chat, self._settings.chat.history_messages)
+        request = TurnRequest(
+            heard=heard,
+            text=message.text,
+            language=preferences.language,
+            history=fit(history, message.text + transcript, self._settings.llm),
+            conversation=message.chat,
+            speak=self._mode.speaks,
+            answer=self.received.answer,
+        )
+        if self._mode.writes and self._settings.reply.stream_text and not self._is_committed:
+            self._preview = self._desk.apps.preview(self.received, self._echo)
+        try:
+            return await self._desk.pipeline.answer(request, self)
+        except GenerationError as error:
+            if error.code != "context_overflow" or not request.history:
+                raise
+            return await self._desk.pipeline.answer(replace(request, history=()), self)
+
+    def _rest(self, result: TurnResult) -> list[Outbound]:
+        """What is to be sent when the turn is over, beside the text."""
+        if result.outcome == "nothing_heard":
+            return [self._outbound(result.text)]
+        is_one = len(result.voices) == 1
+        voices = [
+            replace(
+                self._outbound(result.text if is_one else voice.text),
+                kind="voice",
+                voice=voice,
+                text_is_sent=self._mode.writes,
+            )
+            for voice in result.voices
+        ]
+        if voices or not self._mode.speaks:
+            return voices
+        instead = [] if self._mode.writes else [self._outbound(result.text)]
+        if result.speech_error is not None and result.speech_error.code != "nothing_to_say":
+            instead.append(self._outbound(result.speech_error.sentence))
+        return instead
+
+    async def _give_up(self, code: str, sentence: str) -> None:
+        """Tell the person why there is no answer, where its beginning stood if there was one."""
+        told = self._outbound(sentence, await self._finish_preview())
+        is_expected = self.received.message.is_addressed or self._text
+        await self._finish([told] if is_expected else [], "failed", error=code, status="ERROR")
+
+    async def _finish_preview(self) -> str:
+        return await self._preview.finish() if self._preview is not None else self.received.preview_id
+
+    async def _finish(
+        self,
+        replies: list[Outbound],
+        outcome: str,
+        *,
+        answer: str = "",
+        error: str = "",
+        status: Literal["RESPONDED", "ERROR"] = "RESPONDED",
+        forget_text: bool = False,
+    ) -> None:
+        await self._desk.store.finish(
+            self.received.id,
+            replies,
+            outcome=outcome,
+            answer=answer,
+            error=error,
+            status=status,
+            forget_text=forget_text,
+        )
+        self._desk.on_outbox()
+
+    def _outbound(self, text: str, preview_id: str = "", echo: str = "") -> Outbound:
+        message = self.received.message
+        return Outbound(
+            message.chat, "text", text, reply_to=message.message_id, preview_id=preview_id, echo=echo
+        )

@@ -1,0 +1,60 @@
+"""The file of messages: what was received, what is to be sent, what was said, and who is let in.
+
+A message is committed before anyone is told of it, and changes its status by compare-and-set. So whenever
+june is killed, a message is processed at least once, and its replies are stored exactly once. A crash between
+sending a reply and marking it as sent can send it twice.
+"""
+
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from june.store.history import Count, History, Stats, Waiting
+from june.store.inbox import Inbox
+from june.store.outbox import Outbox
+from june.store.people import Access, People, Person, Spent
+from june.store.rows import Direction, HistoryEntry, Queued, Received, Role, Status
+
+__all__ = [
+    "Access",
+    "Count",
+    "Direction",
+    "HistoryEntry",
+    "Person",
+    "Queued",
+    "Received",
+    "Role",
+    "Spent",
+    "Stats",
+    "Status",
+    "Store",
+    "Waiting",
+    "open_store",
+]
+
+
+class Store(Inbox, Outbox, People, History):
+    """An open file of messages; every method is one transaction. `open_store` makes one."""
+
+
+@asynccontextmanager
+async def open_store(
+    path: Path, *, read_only: bool = False, clock: Callable[[], float] = time.time
+) -> AsyncIterator[Store]:
+    """The store in the file at `path`, closed when the block is left.
+
+    Args:
+        path: made if it is missing, unless it is only read.
+        read_only: another june may have the file open; methods that write raise a StoreError.
+        clock: seconds since 1970.
+
+    Raises:
+        StoreError: the file cannot be used, was written by a newer june, or is in use by another one.
+    """
+    store = Store(path, read_only=read_only, clock=clock)
+    try:
+        await store.open()
+        yield store
+    finally:
+        await store.close()

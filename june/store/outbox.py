@@ -1,0 +1,185 @@
+"""The outbox: what june wants sent, chat by chat in order, until a chat app took it or it was given up."""
+
+from collections.abc import Collection, Sequence
+
+from june.messages import Delivered, Outbound
+from june.store.database import Database, Row, Transaction, transaction
+from june.store.rows import Queued, queued, to_json
+
+# The first message of each chat that nothing of is being sent, and when it is due.
+HEADS = """
+    WITH heads AS (
+        SELECT min(id) AS id FROM messages
+        WHERE direction = 'out' AND status = 'NEW'
+            AND chat NOT IN (SELECT value FROM json_each(:excluded))
+            AND chat NOT IN (SELECT chat FROM messages WHERE direction = 'out' AND status = 'PROCESSING')
+        GROUP BY chat
+    )
+    SELECT
+        head.id, head.chat, head.may_group,
+        max(head.due_at_s, CASE
+            WHEN head.may_group AND NOT EXISTS (
+                SELECT 1 FROM messages AS later
+                WHERE later.direction = 'out' AND later.status = 'NEW' AND later.chat = head.chat
+                    AND later.id > head.id AND NOT later.may_group
+            )
+            THEN head.created_at_s + :group_window_s ELSE 0
+        END) AS due_s
+    FROM heads JOIN messages AS head USING (id)
+    ORDER BY due_s, id LIMIT 1
+"""
+
+
+class Outbox(Database):
+    """What is to be sent."""
+
+    @transaction
+    def enqueue(self, sql: Transaction, messages: Sequence[Outbound]) -> list[int]:
+        """The ids of the messages, which are now committed as NEW."""
+        return [add_outbound(sql, message) for message in messages]
+
+    @transaction
+    def take_due(
+        self, sql: Transaction, *, exclude_chats: Collection[str], group_window_s: float
+    ) -> tuple[Queued, ...]:
+        """What is due first, now PROCESSING and with one more attempt; () if nothing is due.
+
+        It is the head of a chat of which nothing is PROCESSING; a head that was postponed holds back the
+        rest of its chat. A head that may be grouped is due `group_window_s` after it was made, or at once if
+        something that may not follows it; it comes together with those behind it that may.
+        """
+        head = _next_head(sql, exclude_chats, group_window_s)
+        if head is None or head["due_s"] > sql.now_s:
+            return ()
+        ids = [head["id"]]
+        if head["may_group"]:
+            for row in sql.rows(
+                "SELECT id, may_group FROM messages"
+                " WHERE direction = 'out' AND status = 'NEW' AND chat = :chat AND id > :id ORDER BY id",
+                chat=head["chat"],
+                id=head["id"],
+            ):
+                if not row["may_group"]:
+                    break
+                ids.append(row["id"])
+        sql.execute(
+            "UPDATE messages SET status = 'PROCESSING', claimed_by = 'june', attempts = attempts + 1,"
+            " updated_at_s = :now_s WHERE id IN (SELECT value FROM json_each(:ids))",
+            ids=to_json(ids),
+            now_s=sql.now_s,
+        )
+        return tuple(queued(row) for row in _with_voices(sql, ids))
+
+    @transaction
+    def next_due_s(
+        self, sql: Transaction, *, exclude_chats: Collection[str], group_window_s: float
+    ) -> float | None:
+        """In how many seconds `take_due` may find something, 0 or more; None: nothing waits."""
+        head = _next_head(sql, exclude_chats, group_window_s)
+        return None if head is None else max(0.0, head["due_s"] - sql.now_s)
+
+    @transaction
+    def note_delivered(self, sql: Transaction, message_id: int, delivered: Delivered) -> None:
+        """Add what a chat app just took of a message, so that it is not sent again."""
+        sql.execute(
+            "UPDATE messages SET delivered = json_insert(delivered, '$[#]', json(:delivered)),"
+            " updated_at_s = :now_s WHERE id = :id AND direction = 'out'",
+            id=message_id,
+            delivered=to_json(delivered),
+            now_s=sql.now_s,
+        )
+
+    @transaction
+    def mark_sent(self, sql: Transaction, ids: Sequence[int]) -> None:
+        """Make messages that are PROCESSING SENT."""
+        _leave_processing(sql, ids, "SENT")
+
+    @transaction
+    def postpone(self, sql: Transaction, ids: Sequence[int], *, due_at_s: float, error: str) -> None:
+        """Make messages that are PROCESSING NEW again, due at a time in seconds since 1970."""
+        _leave_processing(sql, ids, "NEW", due_at_s=due_at_s, error=error)
+
+    @transaction
+    def give_up(
+        self, sql: Transaction, ids: Sequence[int], *, error: str, notice: Outbound | None = None
+    ) -> None:
+        """Make messages that are PROCESSING ERROR, and enqueue the notice in the same transaction."""
+        if _leave_processing(sql, ids, "ERROR", error=error) and notice is not None:
+            add_outbound(sql, notice)
+
+    @transaction
+    def outbound(self, sql: Transaction, message_id: int) -> Queued | None:
+        """A message with what was delivered of it, whatever its status; None: there is none with this id."""
+        rows = _with_voices(sql, [message_id])
+        return queued(rows[0]) if rows else None
+
+    @transaction
+    def prune(self, sql: Transaction, *, audio_before_s: float) -> int:
+        """How many voice messages were deleted: SENT or given up before a time in seconds since 1970.
+
+        Their text and length stay.
+        """
+        return sql.execute(
+            "DELETE FROM voices WHERE message_id IN (SELECT id FROM voices JOIN messages ON id = message_id"
+            " WHERE status IN ('SENT', 'ERROR') AND updated_at_s < :before_s)",
+            before_s=audio_before_s,
+        ).rowcount
+
+
+def add_outbound(sql: Transaction, message: Outbound, *, answers: int | None = None) -> int:
+    """The id of a message that is put behind the others of its chat."""
+    row = sql.one(
+        "INSERT INTO messages (direction, platform, chat, kind, text, reply_to, duration_s, preview_id,"
+        " answers, edits, echo, text_is_sent, may_group, due_at_s, created_at_s, updated_at_s)"
+        " VALUES ('out', :platform, :chat, :kind, :text, :reply_to, :duration_s, :preview_id,"
+        " :answers, :edits, :echo, :text_is_sent, :may_group, :now_s, :now_s, :now_s) RETURNING id",
+        platform=message.chat.partition(":")[0],
+        chat=message.chat,
+        kind=message.kind,
+        text=message.text,
+        reply_to=message.reply_to,
+        duration_s=message.voice.duration_s if message.voice else None,
+        preview_id=message.preview_id,
+        answers=answers,
+        edits=message.edits or None,
+        echo=message.echo,
+        text_is_sent=message.text_is_sent,
+        may_group=message.may_group and message.kind == "text",
+        now_s=sql.now_s,
+    )
+    if message.voice is not None:
+        sql.execute(
+            "INSERT INTO voices (message_id, ogg_opus, waveform) VALUES (:id, :ogg_opus, :waveform)",
+            id=row["id"],
+            ogg_opus=message.voice.ogg_opus,
+            waveform=message.voice.waveform,
+        )
+    return int(row["id"])
+
+
+def _next_head(sql: Transaction, exclude_chats: Collection[str], group_window_s: float) -> Row | None:
+    return sql.row(HEADS, excluded=to_json(exclude_chats), group_window_s=group_window_s)
+
+
+def _with_voices(sql: Transaction, ids: Sequence[int]) -> list[Row]:
+    return sql.rows(
+        "SELECT messages.*, ogg_opus, waveform FROM messages LEFT JOIN voices ON message_id = id"
+        " WHERE id IN (SELECT value FROM json_each(:ids)) AND direction = 'out' ORDER BY id",
+        ids=to_json(ids),
+    )
+
+
+def _leave_processing(
+    sql: Transaction, ids: Sequence[int], status: str, *, due_at_s: float | None = None, error: str = ""
+) -> int:
+    """How many of the messages were PROCESSING."""
+    return sql.execute(
+        "UPDATE messages SET status = :status, claimed_by = '', error = :error,"
+        " due_at_s = coalesce(:due_at_s, due_at_s), updated_at_s = :now_s"
+        " WHERE id IN (SELECT value FROM json_each(:ids)) AND direction = 'out' AND status = 'PROCESSING'",
+        ids=to_json(ids),
+        status=status,
+        due_at_s=due_at_s,
+        error=error,
+        now_s=sql.now_s,
+    ).rowcount

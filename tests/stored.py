@@ -1,0 +1,53 @@
+"""Messages for the tests of the store, and the calls that most of them make."""
+
+from dataclasses import dataclass, replace
+
+from june.messages import Attachment, Inbound, InboundKind, Outbound
+from june.store import Queued, Received, Store
+
+ANNA = "telegram:1"
+BERT = "telegram:2"
+
+
+@dataclass
+class Clock:
+    """Seconds since 1970, as a test sets them."""
+
+    now_s: float = 1000.0
+
+    def __call__(self) -> float:
+        """The time that it is."""
+        return self.now_s
+
+
+def inbound(
+    message_id: int | str, chat: str = ANNA, text: str = "Hello", *, kind: InboundKind = "text"
+) -> Inbound:
+    return Inbound("telegram", str(message_id), chat, user=chat, user_name="Someone", kind=kind, text=text)
+
+
+def recording(message_id: int, chat: str = ANNA) -> Inbound:
+    attachment = Attachment("file-1", size_bytes=4000, duration_s=30.0)
+    return replace(inbound(message_id, chat, "", kind="voice"), attachment=attachment)
+
+
+def reply(text: str = "Hi", chat: str = ANNA) -> Outbound:
+    return Outbound(chat, "text", text)
+
+
+def explain(received: Received) -> Outbound:
+    return reply("I gave up", received.message.chat)
+
+
+async def receive(store: Store, *messages: Inbound) -> list[Received]:
+    return await store.receive([(message, "owner") for message in messages])
+
+
+async def claim(store: Store, *exclude_chats: str) -> Received:
+    received = await store.claim(exclude_chats=exclude_chats, lease_s=60)
+    assert received is not None
+    return received
+
+
+async def take(store: Store, *exclude_chats: str, group_window_s: float = 1.0) -> tuple[Queued, ...]:
+    return await store.take_due(exclude_chats=exclude_chats, group_window_s=group_window_s)

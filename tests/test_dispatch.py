@@ -1,0 +1,414 @@
+"""Which message is answered when, and what of it is kept: a real store, models and apps that tests hold."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+
+from june.bench.voice import Question
+from june.conversation.dispatch import Dispatcher
+from june.conversation.reply import Desk, choose_mode
+from june.conversation.turn import VoicePipeline
+from june.errors import DeliveryError, StoreError, SynthesisError
+from june.messages import Attachment, ChatMessage, ChatPreferences, Inbound, Outbound
+from june.settings import Settings
+from june.store import Received, Store, open_store
+from tests.fakes import FakeLlm, FakeStt, FakeTts
+from tests.stored import ANNA, BERT, inbound
+
+ANSWER = "The sky is blue. The sea is too."
+
+
+@dataclass
+class FakeApps:
+    """`ChatApps` of an app that holds one recording; previews are messages if they have an id."""
+
+    audio: bytes
+    preview_id: str = ""
+    failure: DeliveryError | None = None
+    downloads: int = 0
+    shown: list[str] = field(default_factory=list)
+    working_in: list[tuple[str, str]] = field(default_factory=list)
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def download(self, _: Inbound) -> bytes:
+        """See the Protocol."""
+        self.downloads += 1
+        if self.failure is not None:
+            raise self.failure
+        return self.audio
+
+    def preview(self, _: Received, __: str) -> "FakeApps":
+        """See the Protocol."""
+        return self
+
+    def working(
+        self, message: Inbound, doing: Literal["recording", "typing"]
+    ) -> AbstractAsyncContextManager[None]:
+        """See the Protocol."""
+        self.working_in.append((message.chat, doing))
+        return nullcontext()
+
+    def show(self, text: str) -> None:
+        """See `Preview`."""
+        self.shown.append(text)
+        self.changed.set()
+
+    async def shows(self, count: int) -> None:
+        """Wait until so many texts were shown."""
+        async with asyncio.timeout(20):
+            while len(self.shown) < count:
+                self.changed.clear()
+                await self.changed.wait()
+
+    async def finish(self) -> str:
+        """See `Preview`."""
+        return self.preview_id
+
+
+class House:
+    """A dispatcher over a store, with everything that it needs."""
+
+    def __init__(self, store: Store, settings: Settings, apps: FakeApps) -> None:
+        self.store, self.settings, self.apps = store, settings, apps
+        self.stt, self.llm, self.tts = FakeStt(), FakeLlm(), FakeTts()
+        self.outbox_changed = asyncio.Event()
+        self.pipeline = VoicePipeline(settings, self.stt, self.llm, self.tts, cores=2)
+        desk = Desk(settings, store, self.pipeline, apps, self.run_command, self.outbox_changed.set)
+        self.dispatcher = Dispatcher(desk)
+        self.running = asyncio.create_task(self.dispatcher.run())
+
+    async def run_command(self, received: Received) -> str:
+        """Say which command it was."""
+        return f"did {received.message.text}"
+
+    async def arrive(self, *messages: Inbound) -> list[Received]:
+        """Messages are stored, and noticed."""
+        arrived = await self.store.receive([(message, "owner") for message in messages])
+        self.dispatcher.notice(arrived)
+        return arrived
+
+    async def outbox(self, count: int) -> list[Outbound]:
+        """What is to be sent, as soon as there are so many; it counts as sent."""
+        found: list[Outbound] = []
+        async with asyncio.timeout(20):
+            while True:
+                self.outbox_changed.clear()
+                while rows := await self.store.take_due(exclude_chats=(), group_window_s=0):
+                    await self.store.mark_sent([row.id for row in rows])
+                    found += [row.message for row in rows]
+                if len(found) >= count:
+                    assert len(found) == count
+                    return found
+                await self.outbox_changed.wait()
+
+    async def statuses(self, count: int, status: str = "RESPONDED") -> list[str]:
+        """The outcomes of what was received, as soon as so many have that status."""
+        async with asyncio.timeout(20):
+            while True:
+                self.outbox_changed.clear()
+                history = await self.store.history()
+                entries = [each for each in history if each.direction == "in" and each.status == status]
+                if len(entries) >= count:
+                    return [each.outcome for each in sorted(entries, key=lambda each: each.id)]
+                await self.outbox_changed.wait()
+
+    async def llm_calls(self, count: int) -> None:
+        """Wait until the language model was called so often."""
+        async with asyncio.timeout(20):
+            while len(self.llm.requests) < count:
+                self.llm.called.clear()
+                await self.llm.called.wait()
+
+
+Open = Callable[..., AbstractAsyncContextManager[House]]
+
+
+@pytest.fixture
+def open_house(tmp_path: Path, settings: Settings, questions: tuple[Question, ...]) -> Open:
+    @asynccontextmanager
+    async def opened(**sections: dict[str, Any]) -> AsyncIterator[House]:
+        changes = {name: getattr(settings, name).model_copy(update=keys) for name, keys in sections.items()}
+        async with open_store(tmp_path / "june.db") as store:
+            house = House(store, settings.model_copy(update=changes), FakeApps(questions[0].audio))
+            try:
+                yield house
+            finally:
+                house.running.cancel()
+                await asyncio.wait([house.running])
+                await house.dispatcher.close(0)
+                await house.pipeline.close()
+
+    return opened
+
+
+def voice(number: int, chat: str = ANNA, *, duration_s: float = 6, **changes: Any) -> Inbound:
+    attachment = Attachment("file", 10_000, duration_s)
+    return replace(inbound(number, chat, ""), kind="voice", attachment=attachment, **changes)
+
+
+# --- what an answer consists of ---
+
+
+async def test_a_voice_message_is_answered_by_its_text_and_then_its_voice(open_house: Open) -> None:
+    async with open_house() as house:
+        await house.arrive(voice(1))
+        text, spoken = await house.outbox(2)
+        assert (text.kind, text.text, text.echo, text.reply_to) == ("text", ANSWER, "What is the sky?", "1")
+        assert (spoken.kind, spoken.text_is_sent, spoken.reply_to) == ("voice", True, "1")
+        assert spoken.voice is not None
+        assert house.apps.working_in == [(ANNA, "recording")]
+        assert await house.statuses(1) == ["answered"]
+
+
+async def test_the_text_is_in_the_outbox_before_it_is_spoken(open_house: Open) -> None:
+    async with open_house() as house:
+        house.tts.hangs = True
+        await house.arrive(voice(1))
+        (text,) = await house.outbox(1)
+        assert text.text == ANSWER
+
+
+@pytest.mark.parametrize(
+    ("mode", "is_recording", "speaks", "writes"),
+    [
+        ("mirror", True, True, True),
+        ("mirror", False, False, True),
+        ("voice", False, True, False),
+        ("text", True, False, True),
+        ("both", False, True, True),
+    ],
+)
+def test_the_mode_says_whether_an_answer_is_spoken_and_written(
+    mode: str, is_recording: bool, speaks: bool, writes: bool
+) -> None:
+    chosen = choose_mode(mode, is_recording=is_recording)
+    assert (chosen.speaks, chosen.writes) == (speaks, writes)
+
+
+async def test_what_a_chat_has_set_comes_before_the_settings(open_house: Open) -> None:
+    async with open_house(reply={"mode": "voice"}) as house:
+        await house.store.set_preferences(ANNA, ChatPreferences(mode="text", language="de"))
+        await house.arrive(voice(1), inbound(2, BERT))
+        kinds = {message.chat: message.kind for message in await house.outbox(2)}
+        assert kinds == {ANNA: "text", BERT: "voice"}
+        assert house.stt.languages == ["de"]
+
+
+async def test_a_voice_that_fails_leaves_the_text_and_says_so(open_house: Open) -> None:
+    async with open_house() as house:
+        house.tts.error = SynthesisError("tts_failed", "broken")
+        await house.arrive(voice(1))
+        assert [each.text for each in await house.outbox(2)] == [ANSWER, "I could not speak my answer."]
+
+
+async def test_a_voice_that_fails_where_only_voices_are_wanted_becomes_text(open_house: Open) -> None:
+    async with open_house(reply={"mode": "voice"}) as house:
+        house.tts.error = SynthesisError("tts_failed", "broken")
+        await house.arrive(voice(1))
+        assert [each.text for each in await house.outbox(2)] == [ANSWER, "I could not speak my answer."]
+
+
+async def test_the_growing_text_is_shown_and_its_message_becomes_the_answer(open_house: Open) -> None:
+    async with open_house() as house:
+        house.apps.preview_id = "77"
+        await house.arrive(inbound(1))
+        (text,) = await house.outbox(1)
+        assert house.apps.shown == ["The sky is blue. The", "The sky is blue. The sea is", ANSWER]
+        assert text.preview_id == "77"
+
+
+@pytest.mark.parametrize(
+    ("reason", "sentence"),
+    [
+        ("too_large", "That recording is larger than the chat app hands out to me."),
+        ("gone", "I could not fetch that recording from the chat app."),
+    ],
+)
+async def test_a_recording_that_cannot_be_had_is_explained(
+    open_house: Open, reason: Any, sentence: str
+) -> None:
+    async with open_house() as house:
+        house.apps.failure = DeliveryError(reason, "no")
+        await house.arrive(voice(1))
+        assert [each.text for each in await house.outbox(1)] == [sentence]
+        assert await house.statuses(1, "ERROR") == ["failed"]
+
+
+# --- groups ---
+
+
+@pytest.mark.parametrize("heard", ["June, what is the sky?", "So I said to june: why?"])
+async def test_a_group_note_that_names_june_is_answered_and_heard_once(open_house: Open, heard: str) -> None:
+    async with open_house() as house:
+        house.stt.text = heard
+        await house.arrive(voice(1, is_group=True, is_addressed=False))
+        text, _ = await house.outbox(2)
+        assert text.echo == heard
+        assert (house.apps.downloads, len(house.stt.languages)) == (1, 1)
+
+
+async def test_a_group_note_for_others_is_forgotten_without_a_sign(open_house: Open) -> None:
+    async with open_house() as house:
+        house.stt.text = "We meet in Juneau."
+        (received,) = await house.arrive(voice(1, is_group=True, is_addressed=False))
+        assert await house.statuses(1) == ["not_addressed"]
+        entry = await house.store.entry(received.id)
+        assert entry is not None
+        assert (entry.text, entry.transcript, entry.has_audio) == ("", None, False)
+        assert house.apps.working_in == []
+        assert await house.outbox(0) == []
+
+
+# --- order, stopping ---
+
+
+async def test_one_chat_is_answered_in_order_and_others_meanwhile(open_house: Open) -> None:
+    async with open_house() as house:
+        house.llm.before_last = asyncio.Event()
+        await house.arrive(inbound(1), inbound(2), inbound(3, BERT))
+        await house.llm_calls(2)
+        assert {request.conversation for request in house.llm.requests} == {ANNA, BERT}
+        house.llm.before_last.set()
+        sent = await house.outbox(3)
+        assert [each.reply_to for each in sent if each.chat == ANNA] == ["1", "2"]
+
+
+async def test_so_many_turns_and_no_more_are_made_at_a_time(open_house: Open) -> None:
+    async with open_house(chat={"max_turns": 2}) as house:
+        house.llm.before_last = asyncio.Event()
+        await house.arrive(*(inbound(number, f"telegram:{number}") for number in range(1, 6)))
+        await house.llm_calls(2)
+        assert (await house.store.waiting()).new == 3
+        house.llm.before_last.set()
+        await house.outbox(5)
+
+
+STOPS = [
+    (inbound(2, text="/stop", kind="command"), "did /stop"),
+    (inbound(2, text="/Stop now", kind="command"), "did /Stop now"),
+    (inbound(2, text="Stop!"), "Stopped."),
+    (voice(2, duration_s=1), "Stopped."),
+]
+
+
+@pytest.mark.parametrize(("message", "answer"), STOPS)
+async def test_stop_ends_the_running_answer_written_or_spoken(
+    open_house: Open, message: Inbound, answer: str
+) -> None:
+    async with open_house() as house:
+        house.stt.text = "Stop."
+        house.llm.before_last = asyncio.Event()
+        await house.arrive(inbound(1))
+        await house.llm.called.wait()
+        await house.arrive(message)
+        assert [each.text for each in await house.outbox(1)] == [answer]
+        assert (await house.statuses(2))[0] == "stopped"
+        assert house.llm.calls_running == 0
+        assert house.dispatcher.was_stopped(ANNA)
+        assert not house.dispatcher.was_stopped(ANNA)
+        assert len(house.stt.languages) <= 1
+
+
+async def test_a_stopped_answer_keeps_what_its_chat_has_seen(open_house: Open) -> None:
+    async with open_house() as house:
+        house.apps.preview_id = "77"
+        house.llm.before_last = asyncio.Event()
+        await house.arrive(inbound(1))
+        await house.llm.called.wait()
+        await house.apps.shows(2)
+        await house.arrive(inbound(2, text="/stop", kind="command"))
+        seen, _ = await house.outbox(2)
+        assert (seen.text, seen.preview_id) == ("The sky is blue. The sea is …", "77")
+
+
+async def test_a_short_recording_that_does_not_say_stop_waits_and_is_heard_once(open_house: Open) -> None:
+    async with open_house() as house:
+        house.llm.before_last = asyncio.Event()
+        await house.arrive(inbound(1))
+        await house.llm.called.wait()
+        await house.arrive(voice(2, duration_s=1))
+        await house.stt.called.wait()
+        house.llm.before_last.set()
+        assert [each.reply_to for each in await house.outbox(3)] == ["1", "2", "2"]
+        assert len(house.stt.languages) == 1
+
+
+@pytest.mark.parametrize(("busy", "outcomes"), [("interrupt", ["stopped", "answered"]), ("queue", [])])
+async def test_a_new_message_interrupts_only_if_that_is_set(
+    open_house: Open, busy: str, outcomes: list[str]
+) -> None:
+    async with open_house(chat={"busy": busy}) as house:
+        house.llm.before_last = asyncio.Event()
+        await house.arrive(inbound(1))
+        await house.llm.called.wait()
+        house.llm.called.clear()
+        await house.arrive(inbound(2))
+        if busy == "interrupt":
+            await house.llm.called.wait()
+        assert (await house.statuses(len(outcomes) and 1)) == outcomes[:1]
+        house.llm.before_last.set()
+        await house.statuses(2)
+
+
+# --- memory ---
+
+
+async def test_a_conversation_is_remembered_across_a_restart_until_it_is_reset(open_house: Open) -> None:
+    async with open_house() as house:
+        await house.arrive(voice(1), inbound(2, BERT))
+        await house.statuses(2)
+    async with open_house() as house:
+        await house.arrive(inbound(3, text="And why?"))
+        await house.outbox(4)
+        asked = house.llm.requests[0].messages[1:]
+        said = (ChatMessage("user", "What is the sky?"), ChatMessage("assistant", ANSWER))
+        assert asked == (*said, ChatMessage("user", "And why?"))
+        await house.store.forget(ANNA)
+        await house.arrive(inbound(4, text="Who?"))
+        await house.outbox(1)
+        assert house.llm.requests[1].messages[1:] == (ChatMessage("user", "Who?"),)
+
+
+# --- what may befall it ---
+
+
+async def test_a_turn_that_is_repeated_hears_and_writes_nothing_twice(open_house: Open) -> None:
+    async with open_house() as house:
+        house.tts.hangs = True
+        await house.arrive(voice(1))
+        await house.outbox(1)
+        await house.tts.called.wait()
+    async with open_house() as house:  # the first one gave its message back, as a restart does
+        (spoken,) = await house.outbox(1)
+        assert (spoken.kind, spoken.text) == ("voice", ANSWER)
+        assert (house.apps.downloads, house.stt.languages, house.llm.requests) == (0, [], [])
+
+
+async def test_an_unexpected_failure_is_told_and_ends_nothing(open_house: Open) -> None:
+    async with open_house() as house:
+        house.llm.pieces = ()  # which the fake does not expect
+        await house.arrive(inbound(1))
+        (told,) = await house.outbox(1)
+        assert told.text == "Something went wrong inside me. Please try again."
+        house.llm.pieces = (ANSWER,)
+        await house.arrive(inbound(2))
+        assert [each.text for each in await house.outbox(1)] == [ANSWER]
+
+
+async def test_a_store_that_fails_ends_the_dispatcher(
+    open_house: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: object) -> None:
+        raise StoreError("The disk is full.")
+
+    async with open_house() as house:
+        monkeypatch.setattr(house.store, "note_answer", fail)
+        await house.arrive(inbound(1))
+        await asyncio.wait([house.running], timeout=20)
+        assert isinstance(house.running.exception(), StoreError)
+        assert (await house.store.waiting()).processing == 1

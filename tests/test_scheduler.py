@@ -1,0 +1,310 @@
+"""The scheduler against a cache that only remembers: who runs, who waits, and what each sequence holds."""
+
+from collections import deque
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from june.errors import GenerationError
+from june.llm.scheduler import Generation, Part, Scheduler
+
+SEQUENCES = 3
+KV_TOKENS = 24
+CHUNK_TOKENS = 4
+MAX_WAITING = 2
+
+Batch: TypeAlias = list[Part[Generation]]
+
+
+class Cache:
+    """What llama.cpp does with a sequence, by the token: each cell is a list of its own."""
+
+    def __init__(self, *, is_recurrent: bool = False) -> None:
+        self.sequences: list[list[list[int]]] = [[] for _ in range(SEQUENCES)]
+        self._is_recurrent = is_recurrent
+
+    def copy(self, source: int, target: int, tokens: int) -> None:
+        """`Memory.copy`."""
+        assert not self._is_recurrent
+        assert source != target
+        assert not self.sequences[target]
+        self.sequences[target] = self.sequences[source][:tokens]
+
+    def truncate(self, sequence: int, tokens: int) -> bool:
+        """`Memory.truncate`."""
+        if self._is_recurrent and 0 < tokens < len(self.sequences[sequence]):
+            return False
+        del self.sequences[sequence][tokens:]
+        return True
+
+    def evaluate(self, part: Part[Generation]) -> None:
+        """Add the part's tokens, each in a new cell."""
+        cells = self.sequences[part.generation.sequence.index]
+        assert len(cells) == part.position
+        cells += [[token] for token in part.tokens]
+        assert self.used <= KV_TOKENS
+
+    def holds(self, sequence: int) -> list[int]:
+        """The tokens of a sequence."""
+        return [cell[0] for cell in self.sequences[sequence]]
+
+    @property
+    def used(self) -> int:
+        """Cells that any sequence holds."""
+        return len({id(cell) for cells in self.sequences for cell in cells})
+
+
+def scheduler(cache: Cache, *, max_waiting: int = MAX_WAITING) -> Scheduler[Generation]:
+    return Scheduler(
+        cache,
+        sequences=SEQUENCES,
+        kv_tokens=KV_TOKENS,
+        chunk_tokens=CHUNK_TOKENS,
+        max_waiting=max_waiting,
+        shares_prefixes=not cache._is_recurrent,  # noqa: SLF001 - one thing, told to both
+    )
+
+
+@dataclass
+class Desk:
+    """A scheduler, its cache, and the calls that the engine makes of them."""
+
+    cache: Cache
+    scheduler: Scheduler[Generation]
+
+    def submit(self, prompt: list[int], answer: int = 1, conversation: str = "") -> Generation:
+        """Ask for an answer of so many tokens."""
+        generation = Generation(prompt.copy(), len(prompt) + answer - 1, conversation)
+        self.scheduler.submit(generation)
+        return generation
+
+    def step(self, *, fails: bool = False) -> Batch:
+        """Evaluate a batch, or fail to; what is written is always 7."""
+        parts = self.scheduler.compose()
+        for part in parts:
+            self.cache.evaluate(part)
+            if fails:
+                self.scheduler.restore(part)
+            else:
+                self.scheduler.evaluated(part)
+        for part in () if fails else parts:
+            generation = part.generation
+            if part.is_last:
+                if len(generation.tokens) == generation.kv_tokens:  # the last one written is not evaluated
+                    self.scheduler.end(generation)
+                else:
+                    generation.tokens.append(7)
+        return parts
+
+    def finish_all(self) -> None:
+        """Step until nothing is left."""
+        while self.scheduler.generations():
+            assert self.step()
+
+    def running(self) -> list[Generation]:
+        """Those in the next batch."""
+        return [part.generation for part in self.scheduler.compose()]
+
+
+@pytest.fixture
+def desk() -> Desk:
+    cache = Cache()
+    return Desk(cache, scheduler(cache))
+
+
+def test_a_conversation_evaluates_only_what_is_new(desk: Desk) -> None:
+    desk.submit([1, 2, 3, 4], answer=2, conversation="ann")
+    desk.finish_all()
+    desk.submit([1, 5, 5], conversation="bob")
+    desk.finish_all()
+    again = desk.submit([1, 2, 3, 4, 7, 8], conversation="ann")
+    assert again.cached_tokens == 5
+    assert desk.step()[0].tokens == [8]
+
+
+def test_a_common_beginning_is_evaluated_once_and_takes_no_more_cells(desk: Desk) -> None:
+    desk.submit([1, 2, 3, 4, 5])
+    desk.finish_all()
+    sharing = [desk.submit([1, 2, 3, 4, 9], conversation=name) for name in ("ann", "bob")]
+    assert [each.cached_tokens for each in sharing] == [4, 4]
+    desk.finish_all()
+    assert desk.cache.used == 7
+
+
+def test_a_batch_holds_a_token_of_each_that_writes_and_one_chunk_of_prompts(desk: Desk) -> None:
+    desk.submit([1], answer=9)
+    desk.submit([2], answer=9)
+    desk.submit([3] * 6)
+    assert [part.tokens for part in desk.step()] == [[1], [2], [3] * 4]
+    assert [part.tokens for part in desk.step()] == [[7], [7], [3] * 2]
+
+
+def test_the_last_sequence_given_up_is_the_one_used_last(desk: Desk) -> None:
+    for name in ("ann", "bob", "cid"):
+        desk.submit([ord(name[0])] * 3, conversation=name)
+        desk.finish_all()
+    desk.submit([ord("a")] * 3, conversation="ann")
+    desk.finish_all()
+    desk.submit([1, 1], conversation="dan")
+    assert desk.submit([ord("c")] * 3, conversation="cid").cached_tokens == 2
+    assert desk.submit([ord("a")] * 3, conversation="ann").cached_tokens == 2
+
+
+def test_cells_are_taken_from_who_was_idle_longest(desk: Desk) -> None:
+    for number, name in enumerate(("ann", "bob", "cid")):
+        desk.submit([number] * 8, conversation=name)
+        desk.finish_all()
+    desk.submit([9] * 12, conversation="dan")  # in the place of ann
+    desk.finish_all()
+    assert desk.submit([2] * 8, conversation="cid").cached_tokens == 7
+    assert desk.cache.used == 12 + 7
+
+
+def test_a_nameless_sequence_is_given_up_before_a_conversation(desk: Desk) -> None:
+    desk.submit([1, 1, 1], conversation="ann")
+    desk.finish_all()
+    desk.submit([2, 2])
+    desk.submit([3, 3])
+    desk.finish_all()
+    desk.submit([4, 4], conversation="bob")
+    assert desk.submit([1, 1, 1], conversation="ann").cached_tokens == 2
+
+
+def test_the_nameless_go_on_in_the_sequence_most_like_theirs(desk: Desk) -> None:
+    desk.submit([1, 1])
+    desk.submit([2, 2])
+    desk.finish_all()
+    for length in range(3, 8):
+        assert desk.submit([1] * length).cached_tokens == length - 1
+        desk.finish_all()
+    assert sorted(map(desk.cache.holds, range(SEQUENCES))) == [[], [1] * 7, [2, 2]]
+
+
+def test_who_does_not_fit_waits_and_nobody_overtakes(desk: Desk) -> None:
+    first = desk.submit([1] * 4, answer=17)
+    large = desk.submit([2] * 10)
+    small = desk.submit([3])
+    assert desk.running() == [first]
+    desk.scheduler.end(first)
+    assert desk.running() == [large, small]
+
+
+def test_idle_sequences_make_room_and_running_ones_do_not(desk: Desk) -> None:
+    running = desk.submit([1] * 8, answer=6)
+    desk.submit([2] * 8)
+    for _ in range(4):
+        desk.step()
+    assert desk.running() == [running]
+    desk.submit([3] * 10)
+    desk.finish_all()
+    assert desk.cache.holds(0)[:8] == [1] * 8
+    assert [2] * 8 not in map(desk.cache.holds, range(SEQUENCES))
+
+
+def test_one_too_many_is_refused_as_busy_and_the_others_stay(desk: Desk) -> None:
+    taken = [desk.submit([number]) for number in range(SEQUENCES + MAX_WAITING)]
+    with pytest.raises(GenerationError) as caught:
+        desk.submit([9])
+    assert caught.value.code == "busy"
+    assert desk.scheduler.generations() == taken
+
+
+def test_a_model_that_cannot_go_back_evaluates_anew_and_shares_nothing() -> None:
+    cache = Cache(is_recurrent=True)
+    desk = Desk(cache, scheduler(cache))
+    desk.submit([1, 2, 3], conversation="ann")
+    desk.finish_all()
+    assert desk.submit([1, 2, 3, 4], conversation="bob").cached_tokens == 0
+    assert desk.submit([1, 2, 3, 4], conversation="ann").cached_tokens == 3
+    desk.finish_all()
+    assert desk.submit([1, 2, 9], conversation="ann").cached_tokens == 0
+
+
+class Conversations(RuleBasedStateMachine):
+    """Any requests, ends, steps and failures, in any order."""
+
+    is_recurrent = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cache = Cache(is_recurrent=self.is_recurrent)
+        self.desk = Desk(self.cache, scheduler(self.cache))
+        self.expected: deque[Generation] = deque()  # in the order they came
+
+    def running(self) -> list[Generation]:
+        """Those that were admitted and have not ended."""
+        return [each for each in self.desk.scheduler.generations() if hasattr(each, "sequence")]
+
+    @rule(
+        prompt=st.lists(st.integers(0, 1), min_size=1, max_size=16),
+        answer=st.integers(1, 8),
+        conversation=st.sampled_from(["", "ann", "bob", "cid", "dan"]),
+    )
+    def submit(self, prompt: list[int], answer: int, conversation: str) -> None:
+        """Somebody asks."""
+        try:
+            generation = self.desk.submit(prompt, answer, conversation)
+        except GenerationError:
+            assert len(self.expected) - len(self.running()) == MAX_WAITING
+        else:
+            self.expected.append(generation)
+
+    @precondition(lambda self: self.expected)
+    @rule(data=st.data(), keep=st.booleans())
+    def end(self, data: st.DataObject, *, keep: bool) -> None:
+        """Somebody hangs up, or fails."""
+        self.desk.scheduler.end(data.draw(st.sampled_from(list(self.expected))), keep=keep)
+
+    @rule(fails=st.booleans())
+    def step(self, *, fails: bool) -> None:
+        """One batch."""
+        before = self.desk.scheduler.generations()
+        parts = self.desk.step(fails=fails)
+        assert bool(parts) == bool(before)
+        assert sum(len(part.tokens) for part in parts if len(part.tokens) > 1) <= CHUNK_TOKENS
+
+    @invariant()
+    def nobody_is_lost_or_overtaken(self) -> None:
+        """Order and number of those that wait and run."""
+        now = self.desk.scheduler.generations()
+        assert now == [each for each in self.expected if each in now]
+        self.expected = deque(now)
+        running = self.running()
+        assert now[: len(running)] == running
+        assert len({each.sequence.index for each in running}) == len(running)
+        assert len(now) - len(running) <= MAX_WAITING
+        assert running or not now
+
+    @invariant()
+    def each_sequence_holds_the_tokens_of_its_answer_alone(self) -> None:
+        """No token of one is in the sequence of another."""
+        for each in self.running():
+            held = self.cache.holds(each.sequence.index)
+            assert held == each.sequence.tokens == each.tokens[: len(held)]
+            assert len(held) <= each.kv_tokens
+
+    @invariant()
+    def the_cache_has_room_for_all_that_runs(self) -> None:
+        """What was promised is there."""
+        to_come = sum(each.kv_tokens - len(each.sequence.tokens) for each in self.running())
+        assert self.cache.used + to_come <= KV_TOKENS
+
+    def teardown(self) -> None:
+        """Whatever happened, all that is left can be finished."""
+        self.desk.finish_all()
+
+
+class RecurrentConversations(Conversations):
+    """The same with a model that cannot go back."""
+
+    is_recurrent = True
+
+
+TestConversations = Conversations.TestCase
+TestConversations.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestRecurrentConversations = RecurrentConversations.TestCase
+TestRecurrentConversations.settings = settings(max_examples=75, stateful_step_count=40, deadline=None)
