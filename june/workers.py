@@ -1,7 +1,7 @@
-"""The only place that owns threads: one dedicated thread for each model.
+"""The only place that owns threads: one dedicated thread for each model and for the store.
 
-A model computes on its own `ModelThread`, so that the event loop never waits for it. The thread's
-queue is bounded; the caller's context variables (the trace among them) travel with each job; a
+A model computes on its own `ModelThread`, so that the event loop never waits for it; one that can work for
+two people at once has two threads on one queue. The queue is bounded; the caller's context variables (the trace among them) travel with each job; a
 generator runs to its end inside the thread and only its items come out. Whoever cancels a job waits
 until the thread has let go of it, so that a cancelled turn leaves nothing running. A job may also serve
 many callers at once, each through a `Channel` of its own.
@@ -62,27 +62,32 @@ class StopFlag:
 
 
 class ModelThread:
-    """One thread that runs one job after the other.
+    """One thread that runs one job after the other, or a few that share the queue.
 
     Args:
         stage: the stage its jobs belong to; names the thread and its errors.
         max_jobs: jobs that may wait; one more is refused with the code "busy".
+        threads: jobs that run at a time, for a model that can.
     """
 
-    def __init__(self, stage: Stage, *, max_jobs: int = MAX_JOBS) -> None:
+    def __init__(self, stage: Stage, *, max_jobs: int = MAX_JOBS, threads: int = 1) -> None:
         self._stage = stage
         self._max_jobs = max_jobs
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._is_closed = False
-        self._ended: Future[None] = Future()
-        self._thread = threading.Thread(target=self._work, name=f"june-{stage}", daemon=True)
-        self._thread.start()
+        self._ended: list[Future[None]] = [Future() for _ in range(threads)]
+        self._threads = [
+            threading.Thread(target=self._work, args=(ended,), name=f"june-{stage}", daemon=True)
+            for ended in self._ended
+        ]
+        for thread in self._threads:
+            thread.start()
 
-    def _work(self) -> None:
+    def _work(self, ended: Future[None]) -> None:
         while (job := self._jobs.get()) is not None:
             job()
             del job  # what it holds, such as a recording, would stay until the next one comes
-        self._ended.set_result(None)
+        ended.set_result(None)
 
     async def run(
         self, function: Callable[Concatenate[StopFlag, P], T], *args: P.args, **kwargs: P.kwargs
@@ -97,7 +102,7 @@ class ModelThread:
             RuntimeError: the thread is closed.
         """
         if self._is_closed:
-            raise RuntimeError(f"{self._thread.name} is closed")
+            raise RuntimeError(f"june-{self._stage} is closed")
         if self._jobs.qsize() >= self._max_jobs:  # jobs come only from the event loop: no race
             raise StageError(self._stage, "busy", f"{self._max_jobs} jobs wait for {self._stage} already")
         outcome: Future[T] = Future()
@@ -170,9 +175,11 @@ class ModelThread:
     async def close(self) -> None:
         """Let the thread finish what is queued, and end it."""
         self._is_closed = True
-        self._jobs.put(None)
-        await asyncio.shield(asyncio.wrap_future(self._ended))
-        self._thread.join()
+        for _ in self._threads:
+            self._jobs.put(None)
+        for ended, thread in zip(self._ended, self._threads, strict=True):
+            await asyncio.shield(asyncio.wrap_future(ended))
+            thread.join()
 
 
 class Channel(Generic[T]):

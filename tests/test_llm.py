@@ -262,9 +262,11 @@ async def test_one_is_cancelled_and_the_others_do_not_notice(llm: LlamaCpp) -> N
     long = llm.stream(asks("word " * 1_500))
     reading = asyncio.create_task(anext(long))
     await asyncio.sleep(0.05)
+    begin = time.perf_counter()
     reading.cancel()
     with pytest.raises(asyncio.CancelledError):
         await reading
+    assert time.perf_counter() - begin < 0.3  # a chunk takes longer
     assert [written_in(each.text) for each in await asyncio.gather(*others)] == [{"🎉"}, {"🦄"}, {"🍕"}]
 
 

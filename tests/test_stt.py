@@ -237,3 +237,11 @@ async def test_a_language_that_whisper_does_not_know_is_heard_as_if_none_was_nam
 ) -> None:
     pcm = decode(questions[0].audio, settings.audio)
     assert await stt.transcribe(pcm, language="xx") == await stt.transcribe(pcm)
+
+
+async def test_two_recordings_heard_at_once_are_not_mixed_up(
+    stt: FasterWhisper, questions: tuple[Question, ...], settings: Settings
+) -> None:
+    recordings = [decode(question.audio, settings.audio) for question in questions[:4]]
+    alone = [await stt.transcribe(pcm) for pcm in recordings]
+    assert await asyncio.gather(*map(stt.transcribe, recordings)) == alone

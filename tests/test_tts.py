@@ -103,3 +103,13 @@ async def test_each_language_may_have_a_voice_of_its_own(
     assert [speech async for speech in tts.synthesize("Hello.", voice="de_DE-other")]
     assert tts.describe().details["voices"] == 2
     await tts.close()
+
+
+async def test_two_sentences_spoken_at_once_end_and_one_can_be_stopped_alone(tts: Piper) -> None:
+    stopped = asyncio.create_task(speak(tts, LONG_SENTENCE))
+    spoken = asyncio.create_task(speak(tts, SENTENCE))
+    await asyncio.sleep(0)
+    stopped.cancel()
+    (speech,) = await spoken
+    assert 3 < duration_s(speech) < 6
+    assert stopped.cancelled() or await asyncio.wait([stopped])

@@ -526,3 +526,14 @@ async def test_settled_returns_when_the_future_is_done_and_raises_nothing_of_it(
     assert not task.done()
     future.set_exception(ValueError("seen"))
     await task
+
+
+async def test_two_threads_share_one_queue_and_both_end() -> None:
+    together = threading.Barrier(2)
+    thread = ModelThread("tts", threads=2)
+    await asyncio.wait_for(
+        asyncio.gather(*(thread.run(lambda _: together.wait(20)) for _ in range(2))), timeout=20
+    )
+    before = threading.active_count()
+    await thread.close()
+    assert threading.active_count() == before - 2

@@ -170,6 +170,7 @@ class VoicePipeline:
         question = request.text
         if heard is not None:
             timings_s |= heard.timings_s
+            timings_s["total"] = sum(request.heard.timings_s.values()) if request.heard is not None else 0.0
             transcript = heard.transcript
             question = "\n".join(filter(None, (request.text, transcript.text)))
             if not question:
