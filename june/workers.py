@@ -1,10 +1,10 @@
 """The only place that owns threads: one dedicated thread for each model and for the store.
 
 A model computes on its own `ModelThread`, so that the event loop never waits for it; one that can work for
-two people at once has two threads on one queue. The queue is bounded; the caller's context variables (the trace among them) travel with each job; a
-generator runs to its end inside the thread and only its items come out. Whoever cancels a job waits
-until the thread has let go of it, so that a cancelled turn leaves nothing running. A job may also serve
-many callers at once, each through a `Channel` of its own.
+two people at once has two threads on one queue. The queue is bounded; the caller's context variables (the
+trace among them) travel with each job; a generator runs to its end inside the thread and only its items
+come out. Whoever cancels a job waits until the thread has let go of it, so that a cancelled turn leaves
+nothing running. A job may also serve many callers at once, each through a `Channel` of its own.
 
 What this does not do: interrupt native code. A job is asked to stop through its `StopFlag`, and
 stops where it looks at the flag or where its library can be interrupted.
