@@ -309,7 +309,7 @@ async def test_stop_ends_the_running_answer_written_or_spoken(
         assert [each.text for each in await house.outbox(1)] == [answer]
         assert (await house.statuses(2))[0] == "stopped"
         assert house.llm.calls_running == 0
-        assert house.dispatcher.was_stopped(ANNA)
+        assert house.dispatcher.was_stopped(ANNA) == (message.kind == "command")  # it says so itself
         assert not house.dispatcher.was_stopped(ANNA)
         assert len(house.stt.languages) <= 1
 
@@ -398,6 +398,27 @@ async def test_an_unexpected_failure_is_told_and_ends_nothing(open_house: Open) 
         house.llm.pieces = (ANSWER,)
         await house.arrive(inbound(2))
         assert [each.text for each in await house.outbox(1)] == [ANSWER]
+
+
+async def test_an_unexpected_failure_of_the_voice_leaves_the_text_as_it_is(open_house: Open) -> None:
+    async with open_house() as house:
+        house.apps.preview_id = "77"
+        house.tts.rates_hz = (0,)  # which the fake does not expect
+        await house.arrive(voice(1))
+        text, told = await house.outbox(2)
+        assert (text.text, text.preview_id) == (ANSWER, "77")
+        assert (told.text, told.preview_id) == ("Something went wrong inside me. Please try again.", "")
+        assert await house.statuses(1) == ["answered"]
+
+
+async def test_what_was_stopped_is_forgotten_with_the_next_question(open_house: Open) -> None:
+    async with open_house() as house:
+        house.llm.before_last = asyncio.Event()
+        await house.arrive(inbound(1))
+        await house.llm.called.wait()
+        await house.arrive(inbound(2, text="Stop."))
+        await house.statuses(2)
+        assert not house.dispatcher.was_stopped(ANNA)
 
 
 async def test_a_store_that_fails_ends_the_dispatcher(

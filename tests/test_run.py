@@ -1,8 +1,10 @@
 """june as people run it: a process of its own, both chat apps, the real models, and what may befall it."""
 
 import asyncio
+import base64
 import random
 import sys
+import threading
 import time
 from collections import Counter
 from contextlib import suppress
@@ -14,7 +16,7 @@ import pytest
 from june.app import serve
 from june.audio import decode
 from june.bench.voice import Question, wrong_words
-from june.chat.formatting import visible_telegram
+from june.chat.formatting import visible_discord, visible_telegram
 from june.conversation.speakable import speakable
 from june.settings import PROJECT_ROOT, Settings, load_settings
 from june.stt.faster_whisper import FasterWhisper
@@ -78,6 +80,12 @@ async def test_a_spoken_question_gets_a_voice_bubble_with_its_text_on_both_apps(
             spoken = await discord_server.sent_where(lambda sent: sent.flags == 8192)
             written = await discord_server.sent_where(lambda sent: sent.content)
             assert spoken.channel_id == written.channel_id == direct
+            (attachment,) = spoken.payload["attachments"]
+            assert len(set(base64.b64decode(attachment["waveform"]))) > 10
+            _, _, answer_there = written.content.partition("\n")
+            await assert_speaks(stt, settings, spoken.files[0], visible_discord(answer_there))
+            heard = await stt.transcribe(decode(spoken.files[0], settings.audio))
+            assert attachment["duration_secs"] == pytest.approx(heard.duration_s, abs=0.1)
             assert await june.terminate() == 0
         assert telegram_server.token not in june.output
         assert DISCORD_TOKEN not in june.output
@@ -237,6 +245,7 @@ async def test_twenty_people_at_once_are_all_answered_in_order_and_the_loop_neve
 ) -> None:
     stop = asyncio.Event()
     async with TelegramServer() as server:
+        tasks, threads = asyncio.all_tasks(), set(threading.enumerate())
         people = [2_000 + number for number in range(20)]
         access = {"owners": [f"telegram:{person}" for person in people]}
         file = write_settings(tmp_path, telegram=telegram(server), access=access, llm={"max_tokens": 12})
@@ -258,6 +267,10 @@ async def test_twenty_people_at_once_are_all_answered_in_order_and_the_loop_neve
         ticking.cancel()
         stop.set()
         await serving
+        await asyncio.wait([ticking])
+        left = {task.get_name() for task in asyncio.all_tasks() - tasks if "june" in repr(task.get_coro())}
+        assert not left
+        assert not set(threading.enumerate()) - threads
         for person, messages in asked.items():
             sent = [call.reply_to for call in server.sent("sendMessage", person)]
             assert sent[-2:] == messages

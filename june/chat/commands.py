@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import TypeAdapter
 
 from june.chat import CommandInfo
+from june.chat.formatting import escape
 from june.chat.intake import Gate, new_pairing_code
 from june.settings import Person, Settings
 from june.store import Received, Store
@@ -42,8 +43,6 @@ MODE_SENTENCES: dict[Mode, str] = {
 
 PERSON: TypeAdapter[str] = TypeAdapter(Person)
 LANGUAGE = re.compile("[a-z]{2,3}")
-PUNCTUATION = re.compile(r"[!-/:-@\[-`{-~]")
-"""What a backslash escapes in Markdown: https://spec.commonmark.org/0.31.2/#backslash-escapes."""
 
 
 class Commands:
@@ -221,4 +220,4 @@ def _expected(name: str) -> str:
 
 def in_markdown(name: str) -> str:
     """A name that its bearer chose, as Markdown that shows it and does nothing else."""
-    return PUNCTUATION.sub(r"\\\g<0>", "".join(filter(str.isprintable, name)))
+    return escape("".join(filter(str.isprintable, name)))

@@ -9,7 +9,6 @@ A message whose app is not in the settings stays taken, and its chat waits, unti
 
 import asyncio
 import random
-import re
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
@@ -17,7 +16,7 @@ from functools import partial
 from typing import cast
 
 from june.chat import Adapter
-from june.chat.formatting import visible_discord, visible_telegram
+from june.chat.formatting import escape, visible_discord, visible_telegram
 from june.errors import DeliveryError, JuneError
 from june.messages import Delivered, Outbound, Platform
 from june.settings import DeliverySettings
@@ -43,8 +42,7 @@ VISIBLE = {"telegram": visible_telegram, "discord": visible_discord}
 
 def with_echo(text: str, echo: str) -> str:
     """The Markdown of an answer: what was heard as a quotation, literally, and the text below it."""
-    # Every ASCII punctuation character may be escaped: https://spec.commonmark.org/0.31.2/#backslash-escapes
-    literal = re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", " ".join(echo.split()))
+    literal = escape(" ".join(echo.split()))
     return f"> 🎤 {literal}\n\n{text}" if literal else text
 
 

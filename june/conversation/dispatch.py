@@ -94,6 +94,8 @@ class Dispatcher:
             await settled(task)
 
     def _begin(self, received: Received) -> None:
+        if received.message.kind != "command":
+            self._stopped.discard(received.message.chat)
         turn = _Turn(Reply(self._desk, received))
         self._turns[received.message.chat] = turn
         turn.task = asyncio.create_task(self._guard(received.message.chat, turn))

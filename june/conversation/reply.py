@@ -239,6 +239,9 @@ class Reply:
 
     async def _give_up(self, code: str, sentence: str) -> None:
         """Tell the person why there is no answer, where its beginning stood if there was one."""
+        if self._is_committed:  # the text is on its way; only its voice is missing
+            await self._finish([self._outbound(sentence)], "answered", answer=self._text, error=code)
+            return
         told = self._outbound(sentence, await self._finish_preview())
         is_expected = self.received.message.is_addressed or self._text
         await self._finish([told] if is_expected else [], "failed", error=code, status="ERROR")

@@ -5,6 +5,8 @@ already, every part is valid by itself, within the limit, and shows something; a
 words of `visible`, in order. Only a word longer than a message is cut.
 """
 
+import re
+
 from june.chat.formatting.discord import discord_parts, validate_discord, visible_discord
 from june.chat.formatting.markdown import read
 from june.chat.formatting.splitting import plain_parts
@@ -12,6 +14,7 @@ from june.chat.formatting.telegram import telegram_parts, validate_telegram, vis
 
 __all__ = [
     "discord_parts",
+    "escape",
     "plain_parts",
     "telegram_parts",
     "validate_discord",
@@ -25,3 +28,11 @@ __all__ = [
 def visible(markdown: str) -> str:
     """The plain text that a reader should see, with "• " or a number before each list item."""
     return read(markdown).text
+
+
+def escape(text: str) -> str:
+    """Markdown that shows one line of text literally.
+
+    Every ASCII punctuation character may be escaped: https://spec.commonmark.org/0.31.2/#backslash-escapes.
+    """
+    return re.sub(r"[!-/:-@\[-`{-~]", r"\\\g<0>", text)
