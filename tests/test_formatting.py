@@ -25,6 +25,7 @@ from june.chat.formatting import (
     visible_discord,
     visible_telegram,
 )
+from june.settings import DiscordSettings
 
 
 class Platform(NamedTuple):
@@ -397,7 +398,8 @@ async def test_teremok_accepts_every_part() -> None:
         await bot.send_message(1, part, parse_mode=ParseMode.HTML)
 
 
-async def test_simcord_accepts_every_part() -> None:
+async def test_simcord_accepts_every_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(discord.http.Route, "BASE", DiscordSettings().api_base)  # other tests have their own
     client = discord.Client(
         intents=discord.Intents.default(), allowed_mentions=discord.AllowedMentions.none()
     )

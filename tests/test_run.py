@@ -76,13 +76,14 @@ async def test_a_spoken_question_gets_a_voice_bubble_with_its_text_on_both_apps(
             assert int(bubble.params["duration"]) == pytest.approx(heard.duration_s, abs=1)
 
             await discord_server.until(lambda: discord_server.is_connected)
-            await discord_server.say(direct, BOB, voice=questions[1].audio)
+            await discord_server.say(direct, BOB, voice=questions[0].audio)
             spoken = await discord_server.sent_where(lambda sent: sent.flags == 8192)
             written = await discord_server.sent_where(lambda sent: sent.content)
             assert spoken.channel_id == written.channel_id == direct
             (attachment,) = spoken.payload["attachments"]
             assert len(set(base64.b64decode(attachment["waveform"]))) > 10
-            _, _, answer_there = written.content.partition("\n")
+            shown = [text for _, message, text in discord_server.edits if message == written.message_id]
+            _, _, answer_there = [written.content, *shown][-1].partition("\n")  # it grew before eyes
             await assert_speaks(stt, settings, spoken.files[0], visible_discord(answer_there))
             heard = await stt.transcribe(decode(spoken.files[0], settings.audio))
             assert attachment["duration_secs"] == pytest.approx(heard.duration_s, abs=0.1)
