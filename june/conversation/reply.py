@@ -168,8 +168,7 @@ class Reply:
 
     async def _run_command(self) -> None:
         text = await self._desk.run_command(self.received)
-        answer = replace(self._outbound(text), may_group=True)
-        await self._finish([answer] if text else [], "command")
+        await self._finish([self._outbound(text)] if text else [], "command")
 
     async def _answer(self) -> None:
         message = self.received.message
