@@ -59,7 +59,7 @@ class FasterWhisper:
         self._model = model
         self._name = model.name
         self._path = path
-        self._thread = ModelThread("stt", threads=self._at_once())
+        self._thread = ModelThread("stt")
         self._moving = threading.Lock()
         self._whisper: _WindowedWhisper | None = None
         self._device: Literal["cpu", "cuda"] = "cpu"
@@ -86,15 +86,9 @@ class FasterWhisper:
                 device=device,
                 compute_type=compute_type,
                 cpu_threads=self._settings.threads or self._useful_threads(),
-                num_workers=self._at_once(),
             )
         except (RuntimeError, ValueError, OSError) as error:
             raise ModelLoadError(f"Whisper model {self._name} cannot be loaded: {error}.") from error
-
-    def _at_once(self) -> int:
-        """Recordings that are heard at a time: two, where that leaves each its threads."""
-        threads = self._settings.threads or self._useful_threads()
-        return 2 if 2 * threads <= hardware.cpu_cores() else 1
 
     def _useful_threads(self) -> int:
         """One thread for each 40 million parameters, at most one for each core.
