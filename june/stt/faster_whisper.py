@@ -5,7 +5,6 @@ is most of the work. Here its window follows the note (`stt.window = "auto"`), a
 like a repetition, the known failure of a short window, is heard once more with the whole 30 s.
 """
 
-import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -60,7 +59,6 @@ class FasterWhisper:
         self._name = model.name
         self._path = path
         self._thread = ModelThread("stt")
-        self._moving = threading.Lock()
         self._whisper: _WindowedWhisper | None = None
         self._device: Literal["cpu", "cuda"] = "cpu"
 
@@ -119,18 +117,14 @@ class FasterWhisper:
     ) -> Transcript:
         """What `transcribe` runs on its thread; blocks. `window` may differ from the settings'."""
         window = window or self._settings.window
-        device = self._device
         try:
             return self._listen(stop, pcm, language, window)
         except (RuntimeError, ValueError) as error:
-            if device == "cpu":
+            if self._device == "cpu":
                 raise TranscriptionError("stt_failed", f"Whisper failed: {type(error).__name__}.") from error
-            failure = type(error).__name__
-        with self._moving:
-            if self._device != "cpu":  # not yet by the other thread
-                log.warning("model.moved", stage="stt", model=self._name, to="cpu", error=failure)
-                self._whisper = self._open("cpu")
-                self._device = "cpu"
+            log.warning("model.moved", stage="stt", model=self._name, to="cpu", error=type(error).__name__)
+        self._device = "cpu"
+        self._whisper = self._open("cpu")
         return self.transcribe_now(stop, pcm, language, window=window)
 
     def _listen(self, stop: StopFlag, pcm: Pcm, language: str, window: Window) -> Transcript:
@@ -185,46 +179,30 @@ class _Stopped(Exception):  # noqa: N818 - no error: leaves faster-whisper's loo
     pass
 
 
-class _Listening(threading.local):
-    """What holds for the transcription that a thread is at."""
-
-    def __init__(self) -> None:
-        self.stop = StopFlag()
-        self.window: Window = "auto"
-        self.features = self.fitted = np.empty((0, 0), np.float32)
-        self.retries = 0
-
-
 class _WindowedWhisper(WhisperModel):  # type: ignore[misc]  # the library has no types
     """faster-whisper, but for the length of what its encoder sees, and for stopping between its steps."""
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self._now = _Listening()
-
     def begin(self, stop: StopFlag, window: Window) -> None:
         """Set what holds for the next transcription."""
-        now = self._now
-        now.stop, now.window, now.retries = stop, window, 0
-
-    @property
-    def retries(self) -> int:
-        """Stretches of it that were heard once more with the whole window."""
-        return self._now.retries
+        self._stop = stop
+        self._window = window
+        self._features = self._fitted = np.empty((0, 0), np.float32)
+        self.retries = 0
+        """Stretches that were heard once more with the whole window."""
 
     def encode(self, features: npt.NDArray[np.float32]) -> ctranslate2.StorageView:
         self._raise_if_stopped()
-        self._now.features = features
-        self._now.fitted = fit_window(features, self._now.window)
-        return super().encode(self._now.fitted)
+        self._features = features
+        self._fitted = fit_window(features, self._window)
+        return super().encode(self._fitted)
 
     def generate_with_fallback(
         self, encoder_output: ctranslate2.StorageView, prompt: Any, tokenizer: Any, options: Any
     ) -> Any:
         options = replace(options, temperatures=self._until_stopped(options.temperatures))
-        if self._now.fitted.shape == self._now.features.shape:
+        if self._fitted.shape == self._features.shape:
             return super().generate_with_fallback(encoder_output, prompt, tokenizer, options)
-        most_tokens = self._most_tokens(self._now.fitted.shape[1] / FRAMES_PER_S)
+        most_tokens = self._most_tokens(self._fitted.shape[1] / FRAMES_PER_S)
         quick = replace(
             options,
             temperatures=self._until_stopped(TEMPERATURES[:1]),
@@ -239,9 +217,9 @@ class _WindowedWhisper(WhisperModel):  # type: ignore[misc]  # the library has n
             or len(tokens) >= most_tokens
             or is_repetition(tokenizer.decode(tokens))
         ):
-            self._now.retries += 1
+            self.retries += 1
             self._raise_if_stopped()
-            encoder_output = super().encode(self._now.features)
+            encoder_output = super().encode(self._features)
             outcome = super().generate_with_fallback(encoder_output, prompt, tokenizer, options)
         return outcome
 
@@ -261,7 +239,7 @@ class _WindowedWhisper(WhisperModel):  # type: ignore[misc]  # the library has n
             yield temperature
 
     def _raise_if_stopped(self) -> None:
-        if self._now.stop.is_set():
+        if self._stop.is_set():
             raise _Stopped
 
 
