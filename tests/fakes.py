@@ -137,7 +137,6 @@ class FakeAdapter:
     """
 
     platform: Platform = "telegram"
-    max_voice_bytes: int = 50_000_000
     max_characters: int = 40
     knows_drafts: bool = False
     sign_s: float = 5.0

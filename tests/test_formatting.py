@@ -17,7 +17,6 @@ from teremok import MockedSession
 
 from june.chat.formatting import (
     discord_parts,
-    plain_parts,
     telegram_parts,
     validate_discord,
     validate_telegram,
@@ -256,16 +255,6 @@ def test_whatever_is_written_so_far_is_valid(platform: Platform, markdown: str, 
 @given(markdown=nasty.filter(str.strip))
 def test_long_texts_stay_whole(platform: Platform, markdown: str) -> None:
     check(platform, (markdown + "\n\n") * (3000 // len(markdown) + 1), 1024)
-
-
-@given(text=st.text() | nasty, limit=st.integers(20, 100))
-def test_plain_parts_lose_no_word(text: str, limit: int) -> None:
-    parts = plain_parts(text, limit_utf16=limit)
-    assert all(len(part.encode("utf-16-le")) <= 2 * limit for part in parts)
-    assert all(part.strip() for part in parts)
-    if visible_letters(text):
-        whole = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        assert "".join("".join(parts).split()) == "".join(whole.split())
 
 
 @pytest.mark.parametrize(

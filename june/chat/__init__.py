@@ -60,10 +60,6 @@ class Adapter(Protocol):
     def platform(self) -> Platform:
         """Which chat app it is."""
 
-    @property
-    def max_voice_bytes(self) -> int:
-        """Largest voice message that it takes."""
-
     async def run(self, intake: Intake, commands: Sequence[CommandInfo]) -> None:
         """Connect, register the commands, and hand over what arrives, until cancelled.
 

@@ -94,7 +94,6 @@ class Telegram:
     """
 
     platform: Platform = "telegram"
-    max_voice_bytes = 50_000_000
 
     def __init__(self, settings: TelegramSettings, delivery: DeliverySettings) -> None:
         if settings.mode == "webhook" and not (settings.webhook_url and settings.webhook_secret):

@@ -54,11 +54,6 @@ class People(Database):
         _set_person(sql, user, role, name=name, added_by=added_by)
 
     @transaction
-    def remove_person(self, sql: Transaction, user: str) -> None:
-        """Make someone a stranger again."""
-        sql.execute("DELETE FROM people WHERE user = :user", user=user)
-
-    @transaction
     def add_pairing_code(self, sql: Transaction, code: str, *, made_by: str, valid_s: float) -> None:
         """Accept a code once during the next `valid_s` seconds; only its hash is kept."""
         sql.execute("DELETE FROM pairing_codes WHERE expires_at_s <= :now_s", now_s=sql.now_s)

@@ -9,13 +9,11 @@ import re
 
 from june.chat.formatting.discord import discord_parts, validate_discord, visible_discord
 from june.chat.formatting.markdown import read
-from june.chat.formatting.splitting import plain_parts
 from june.chat.formatting.telegram import telegram_parts, validate_telegram, visible_telegram
 
 __all__ = [
     "discord_parts",
     "escape",
-    "plain_parts",
     "telegram_parts",
     "validate_discord",
     "validate_telegram",

@@ -197,11 +197,3 @@ def _is_boundary(text: str, at: int) -> bool:
 def _trimmed(piece: MarkedText) -> MarkedText:
     end = len(piece.text.rstrip())
     return piece[:end]
-
-
-def plain_parts(text: str, *, limit_utf16: int) -> list[str]:
-    """Plain text in parts that show something, each of at most `limit_utf16` UTF-16 code units."""
-    text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    whole = MarkedText(text, [()] * len(text))
-    pieces = split(whole, lambda piece: utf16_length(piece.text) / limit_utf16, window=limit_utf16)
-    return [piece.text for piece in pieces]
