@@ -28,7 +28,7 @@ lint: install-dev
 
 install: $(VENV)/.installed
 
-install-dev: $(VENV)/.installed-dev
+install-dev: $(VENV)/.installed-dev $(VENV)/.installed-programs
 
 models: install
 	@$(BIN)/python -m june models pull starter
@@ -54,13 +54,26 @@ $(VENV)/.installed-dev: requirements/dev.txt $(VENV)/.installed
 	@$(PIP) --no-build-isolation --requirement requirements/dev.txt
 	@touch $@
 
+# Real programs that tests run beside june: a Prometheus, and a browser for the owner's page.
+PROGRAMS := prometheus chromium
+$(VENV)/.installed-programs: | $(BIN)/python
+	@for program in $(PROGRAMS); do command -v $$program >/dev/null || missing=1; done; \
+	if [ -n "$$missing" ]; then \
+		echo "Installing what tests run beside june: $(PROGRAMS) ..."; \
+		as_root=$$([ "$$(id -u)" = 0 ] || echo sudo); \
+		{ $$as_root apt-get update && \
+		  DEBIAN_FRONTEND=noninteractive $$as_root apt-get install --yes --no-install-recommends $(PROGRAMS); } >$(VENV)/programs.log 2>&1 \
+		|| { tail -n 5 $(VENV)/programs.log; echo "Tests need these Debian packages: apt-get install $(PROGRAMS)"; exit 1; }; \
+	fi
+	@touch $@
+
 # Pins what pyproject.toml asks for: versions and hashes, no addresses. Needs uv.
 LOCK := uv pip compile --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
 	--no-emit-index-url --no-emit-find-links --quiet
 lock:
 	$(LOCK) --group pyproject.toml:build --output-file requirements/build.txt
 	$(LOCK) pyproject.toml --extra piper --output-file requirements/runtime.txt
-	$(LOCK) pyproject.toml --extra piper --group dev --constraint requirements/runtime.txt --output-file requirements/dev.txt
+	$(LOCK) pyproject.toml --extra piper --extra bench --group dev --constraint requirements/runtime.txt --output-file requirements/dev.txt
 
 clean:
 	rm -rf $(VENV)
