@@ -14,7 +14,9 @@ import pytest
 from june.errors import GenerationError, ModelLoadError
 from june.hardware import Gpu
 from june.llm import kv_budget_tokens
-from june.llm.llama_cpp import Engine, LlamaCpp
+from june.llm.llama_cpp import LlamaCpp
+from june.llm.llama_cpp import answer as answers
+from june.llm.llama_cpp.engine import Engine
 from june.messages import ChatMessage, ChatRequest, Delta, FinishReason, Sampling, Usage
 from june.models import Model, llm_gpu_bytes
 from june.settings import LlmSettings, Settings
@@ -348,9 +350,11 @@ class Listener:
 class Forgetful(Engine):
     """Takes a word for a token that the model does not have, so that llama.cpp refuses the batch."""
 
-    def _tokenize(self, text: str) -> list[int]:
-        tokens = super()._tokenize(text)
-        return [*tokens, 10**8] if "poison" in text else tokens
+    def _answer(self, request: ChatRequest, reader: answers.Reader) -> answers.Answer:
+        written = super()._answer(request, reader)
+        if "poison" in request.messages[0].content:
+            written.tokens[-1] = 10**8
+        return written
 
 
 async def with_engine(

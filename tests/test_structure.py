@@ -25,8 +25,8 @@ OWNERS = {
     "faster_whisper": "stt/faster_whisper.py",
     "httpx2": "models/pull.py",
     "huggingface_hub": "models/pull.py",
-    "jinja2": "llm/llama_cpp.py",
-    "llama_cpp": "llm/llama_cpp.py",
+    "jinja2": "llm/llama_cpp/prompt.py",
+    "llama_cpp": "llm/llama_cpp/",
     "markdown_it": "chat/formatting/markdown.py",
     "onnxruntime": "tts/piper.py",
     "piper": "tts/piper.py",
@@ -36,7 +36,7 @@ OWNERS = {
     "sqlite3": "store/database.py",
     "structlog": "telemetry.py",
 }
-"""The one module that imports a library, and translates its exceptions."""
+"""The one module that imports a library, and translates its exceptions; a package where that is a lot."""
 
 LOADED_BY_NAME = {"aiogram", "ctranslate2", "discord", "faster_whisper", "llama_cpp", "onnxruntime", "piper"}
 """Libraries that are imported only when the backend or the chat app on them is chosen."""
@@ -51,8 +51,10 @@ def imported_packages(tree: ast.Module) -> Iterator[str]:
 
 
 @pytest.mark.parametrize(("library", "owner"), OWNERS.items())
-def test_a_library_is_imported_in_one_module(library: str, owner: str) -> None:
-    assert [path for path, tree in TREES.items() if library in imported_packages(tree)] == [owner]
+def test_a_library_is_imported_in_one_room(library: str, owner: str) -> None:
+    importing = [path for path, tree in TREES.items() if library in imported_packages(tree)]
+    assert importing
+    assert all(path == owner or (owner.endswith("/") and path.startswith(owner)) for path in importing)
 
 
 @pytest.mark.parametrize("module", ["june.app", "june.__main__"])

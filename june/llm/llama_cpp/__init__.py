@@ -1,0 +1,170 @@
+"""llama.cpp in this process, on llama-cpp-python's low-level API.
+
+The high-level `Llama` serves one conversation at a time, decodes the whole answer anew for every token and
+cannot pass keywords to the chat template. Here one thread owns model and context, and every batch takes all
+conversations one token further; what belongs into a batch, and what stays in the cache, is the scheduler's
+business. Nothing outside this package imports the library.
+
+What this does not do: build the context anew should a GPU fail in the middle of a batch.
+"""
+
+import asyncio
+import queue
+from collections import deque
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from pathlib import Path
+from weakref import WeakSet
+
+from june import hardware
+
+with hardware.openmp_bound_to_cores():  # before the package's other modules import it
+    import llama_cpp
+
+from june.errors import GenerationError
+from june.llm import kv_budget_tokens, kv_bytes, require_gpu
+from june.llm.llama_cpp.engine import Engine
+from june.messages import ChatMessage, ChatRequest, Delta, Device, ModelDescription, Sampling
+from june.models import Model
+from june.settings import LlmSettings
+from june.workers import Channel, ModelThread, StopFlag
+
+
+class LlamaCpp:
+    """`ChatModel` by llama.cpp, on the CPU or a GPU."""
+
+    def __init__(self, settings: LlmSettings, model: Model, path: Path) -> None:
+        self._settings = settings
+        self._model = model
+        self._name = model.name
+        self._path = path
+        self._thread = ModelThread("llm")
+        self._requests: queue.SimpleQueue[tuple[ChatRequest, Channel[Delta]] | None] = queue.SimpleQueue()
+        self._channels: WeakSet[Channel[Delta]] = WeakSet()
+        self._engine: Engine | None = None
+        self._serving: asyncio.Task[None] | None = None
+
+    async def load(self) -> None:
+        """Read the weights, and serve.
+
+        Raises:
+            ModelLoadError: it needs a GPU that is not here, or llama.cpp does not take the file.
+        """
+        gpus = hardware.find_gpus()
+        supported = gpu_offload_supported()
+        require_gpu(self._model, self._settings, gpus, offload_supported=supported)
+        offloaded = supported and self._settings.gpu_layers != 0
+        kv_tokens = kv_budget_tokens(self._model, self._settings, gpus, offloaded=offloaded)
+        self._engine = await self._thread.run(
+            lambda _: Engine(self._settings, self._name, self._path, kv_tokens, offloaded=offloaded)
+        )
+        self._serving = asyncio.create_task(self._thread.run(self._serve, self._engine))
+        self._serving.add_done_callback(self._end_all)
+
+    async def warm_up(self) -> None:
+        """Evaluate the system prompt and one token; the first turn finds the prompt in the cache."""
+        messages = (
+            ChatMessage("system", self._settings.system_prompt),
+            ChatMessage("user", "Hello"),
+        )
+        request = ChatRequest(messages, Sampling(temperature=0), max_tokens=1)
+        async for _ in self.stream(request):
+            pass
+
+    async def stream(self, request: ChatRequest) -> AsyncGenerator[Delta, None]:
+        """The answer, piece by piece; see the Protocol.
+
+        The engine never waits for the reader: an answer has at most `max_tokens` pieces, and stands whole
+        in memory if it is read slowly.
+        """
+        assert self._serving is not None  # noqa: S101 - `load` comes first
+        if self._serving.done():
+            raise _ended(self._serving)
+        if self._requests.qsize() > self._settings.max_waiting:
+            raise GenerationError("busy", f"{self._settings.max_waiting} answers wait already.")
+        channel = Channel[Delta]()
+        self._channels.add(channel)
+        self._requests.put((request, channel))
+        async with aclosing(channel.read()) as deltas:
+            async for delta in deltas:
+                yield delta
+
+    def write_now(self, request: ChatRequest) -> Iterator[Delta]:
+        """The same answer by the bare engine, on the caller's thread, while nothing else uses the model."""
+        assert self._engine is not None  # noqa: S101 - `load` comes first
+        reader = _Caller()
+        self._engine.begin(request, reader)
+        while self._engine.is_busy:
+            self._engine.step()
+            while reader.deltas:
+                yield reader.deltas.popleft()
+        if reader.error is not None:
+            raise reader.error
+
+    def describe(self) -> ModelDescription:
+        """Model, device, conversations and their cache."""
+        details: dict[str, str | int | float | bool] = {
+            "context_tokens": self._settings.context_tokens,
+            "slots": self._settings.slots,
+            "kv_type": self._settings.kv_type,
+        }
+        device: Device = "cpu"
+        if self._engine is not None:
+            details["kv_tokens"] = self._engine.kv_tokens
+            details["kv_gb"] = round(kv_bytes(self._model, self._engine.kv_tokens, self._settings) / 1e9, 2)
+            device = "cuda" if self._engine.offloaded else "cpu"
+        return ModelDescription(self._name, "llama_cpp", device, details)
+
+    async def close(self) -> None:
+        """Let the answers that were begun end, free the model and end its thread."""
+        if self._serving is not None:
+            self._requests.put(None)
+            await asyncio.wait([self._serving])
+        if self._engine is not None:
+            engine, self._engine = self._engine, None
+            await self._thread.run(lambda _: engine.free())
+        await self._thread.close()
+
+    def _serve(self, stop: StopFlag, engine: "Engine") -> None:
+        """The life of the thread: take what was asked for, decode one batch, and again."""
+        with stop.interrupts(lambda: self._requests.put(None)):
+            while True:
+                while not engine.is_busy or not self._requests.empty():
+                    request = self._requests.get()
+                    if request is None:
+                        while engine.is_busy:
+                            engine.step()
+                        return
+                    engine.begin(*request)
+                engine.step()
+
+    def _end_all(self, serving: "asyncio.Task[None]") -> None:
+        for channel in self._channels:
+            channel.end(_ended(serving))
+
+
+def _ended(serving: "asyncio.Task[None]") -> GenerationError:
+    error = GenerationError("llm_failed", "The language model no longer serves.")
+    error.__cause__ = None if serving.cancelled() else serving.exception()
+    return error
+
+
+@dataclass(eq=False)
+class _Caller:
+    """A reader on the engine's own thread."""
+
+    stop: StopFlag = field(default_factory=StopFlag)
+    deltas: deque[Delta] = field(default_factory=deque)
+    error: GenerationError | None = None
+
+    def post(self, item: Delta) -> None:
+        self.deltas.append(item)
+
+    def end(self, error: GenerationError | None = None) -> None:
+        self.error = error
+
+
+def gpu_offload_supported() -> bool:
+    """Whether llama.cpp was built for a GPU, and finds one."""
+    return bool(llama_cpp.llama_supports_gpu_offload())

@@ -1,0 +1,70 @@
+"""The tokens of one model, and the text that they stand for."""
+
+import ctypes
+import re
+from typing import Any
+
+import llama_cpp
+
+LONGEST_PIECE_BYTES = 256
+
+
+class Vocabulary:
+    """Turns text into a model's tokens, and tokens into bytes.
+
+    Attributes:
+        n_tokens: how many there are.
+        end_tokens: those that end an answer.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._vocabulary = llama_cpp.llama_model_get_vocab(model)
+        self.n_tokens = int(llama_cpp.llama_vocab_n_tokens(self._vocabulary))
+        self.end_tokens = frozenset(
+            token for token in range(self.n_tokens) if llama_cpp.llama_vocab_is_eog(self._vocabulary, token)
+        )
+        self._control_tokens = self._find_control_tokens()
+        self._buffer = ctypes.create_string_buffer(LONGEST_PIECE_BYTES)
+
+    def tokenize(self, text: str) -> list[int]:
+        """The tokens of a text, in which control tokens are taken for what they are."""
+        data = text.encode("utf-8", "replace")
+        tokens = (llama_cpp.llama_token * (len(data) + 8))()
+        count = llama_cpp.llama_tokenize(self._vocabulary, data, len(data), tokens, len(tokens), False, True)
+        return tokens[:count]
+
+    def piece(self, token: int) -> bytes:
+        """The bytes of a token, which may be a part of a character; none of a control token."""
+        size = llama_cpp.llama_token_to_piece(
+            self._vocabulary, token, self._buffer, LONGEST_PIECE_BYTES, 0, False
+        )
+        return self._buffer.raw[:size]
+
+    def without_control_tokens(self, text: str) -> str:
+        """The text without control tokens, and without those that stand there once others are gone."""
+        while (shorter := self._control_tokens.sub("", text)) != text:
+            text = shorter
+        return text
+
+    def bos(self) -> str:
+        """The control token that begins a text; empty if there is none."""
+        return self._name(llama_cpp.llama_vocab_bos(self._vocabulary))
+
+    def eos(self) -> str:
+        """The control token that ends a text; empty if there is none."""
+        return self._name(llama_cpp.llama_vocab_eos(self._vocabulary))
+
+    def _name(self, token: int) -> str:
+        if token < 0:
+            return ""
+        return bytes(llama_cpp.llama_vocab_get_text(self._vocabulary, token) or b"").decode(
+            "utf-8", "replace"
+        )
+
+    def _find_control_tokens(self) -> re.Pattern[str]:
+        names = {
+            self._name(token)
+            for token in range(self.n_tokens)
+            if llama_cpp.llama_vocab_is_control(self._vocabulary, token)
+        }
+        return re.compile("|".join(map(re.escape, sorted(names - {""}, key=len, reverse=True))) or r"(?!)")
