@@ -35,6 +35,7 @@ SENTENCES = {
     "audio_too_short": "That recording is too short to hold a word.",
     "audio_unreadable": "I cannot read that file as a recording.",
     "audio_unsupported": "I do not accept recordings of that kind.",
+    "bad_grammar": "I cannot answer in the form that was asked for.",
     "attempts_spent": "I was interrupted over that message again and again, so I gave it up.",
     "busy": "I have too much to do at the moment. Please try again in a minute.",
     "context_overflow": "That is more text than I can keep in mind at once.",

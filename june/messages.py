@@ -1,7 +1,8 @@
 """The frozen values that travel between the rooms."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -36,12 +37,41 @@ class Transcript:
     """How many stretches were heard a second time with the encoder's whole window."""
 
 
+JsonObject = Mapping[str, Any]
+"""What `json.loads` makes of a JSON object; nobody changes it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """Something that a model may have done for it."""
+
+    name: str
+    description: str
+    """What it does and when to use it, for the model to read."""
+    parameters: JsonObject
+    """A JSON schema of an object."""
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call that a model wants made."""
+
+    name: str
+    arguments: JsonObject
+    error: str = ""
+    """Why it is no call that can be made, in a sentence for the model to read."""
+
+
 @dataclass(frozen=True, slots=True)
 class ChatMessage:
-    """One message of a conversation, as the model's template knows it."""
+    """One message of a conversation, as the model's template knows it.
 
-    role: Literal["system", "user", "assistant"]
+    The role "tool" is what a tool answered; such messages follow the one with the calls, in their order.
+    """
+
+    role: Literal["system", "user", "assistant", "tool"]
     content: str
+    tool_calls: tuple[ToolCall, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +102,21 @@ class ChatRequest:
     """Names the chat, so that a backend can keep its evaluated prefix."""
     ignore_eos: bool = False
     """Write exactly `max_tokens`; for benchmarks."""
+    stop: tuple[str, ...] = ()
+    """The answer ends before any of these."""
+    thinking_budget_tokens: int = 0
+    """A longer thought is brought to its end; 0: no limit but `max_tokens`."""
+    tools: tuple[Tool, ...] = ()
+    """What the model may call instead of, or before, answering."""
+    json_schema: JsonObject | None = None
+    """The answer is one JSON value that follows it, unless `max_tokens` cuts it off."""
+    grammar: str = ""
+    """The answer follows this grammar, in llama.cpp's GBNF with the start symbol `root`. Of `tools`,
+    `json_schema` and `grammar` a request has one at the most."""
 
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "tool_calls"]
+"""The model came to its end or to a stop string; `max_tokens`; it waits for what it called."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +136,8 @@ class Delta:
     reasoning: str = ""
     usage: Usage | None = None
     finish_reason: FinishReason | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+    """Whole calls, each as soon as it was written; never a part of `text`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,8 +2,15 @@
 
 from dataclasses import dataclass
 
+from june.llm.stopping import held_back
+
 OPEN = "<think>"
 CLOSE = "</think>"
+CLOSING = (
+    "\n\nConsidering the limited time by the user, I have to give the solution based on the thinking "
+    f"directly now.\n{CLOSE}\n\n"
+)
+"""Ends a thought whose budget is spent: the words that Qwen3 was trained with (technical report, 4.3)."""
 
 
 @dataclass(slots=True)
@@ -32,7 +39,7 @@ class ReasoningSplitter:
             mark = CLOSE if self.thinking else OPEN
             before, found, after = text.partition(mark)
             if not found:
-                held = 0 if final else _overlap(text, mark)
+                held = 0 if final else held_back(text, [mark])
                 before, self._pending = text[: len(text) - held], text[len(text) - held :]
             if self.thinking:
                 thought += before
@@ -45,8 +52,3 @@ class ReasoningSplitter:
                 return answer, thought
             self.thinking = not self.thinking
             text = after
-
-
-def _overlap(text: str, mark: str) -> int:
-    """How many of the last characters may be the beginning of `mark`."""
-    return next((n for n in range(min(len(mark) - 1, len(text)), 0, -1) if text.endswith(mark[:n])), 0)
