@@ -4,6 +4,7 @@
     ├── SettingsError                a wrong key, type or value in the settings
     ├── ModelFileError               a model file cannot be had, or is not what the catalogue says
     ├── StoreError                   the file of messages cannot be used
+    ├── QueueError(code)             a message does not allow what a program asks for
     ├── AdapterError                 the connection to a chat app is lost or was refused
     ├── DeliveryError(reason)        a chat app did not take a message, or did not hand one out
     └── StageError(stage, code)      one stage of a turn failed
@@ -26,6 +27,8 @@ Refusal = Literal["try_again", "voice_forbidden", "too_large", "markup", "not_mo
 """Why a chat app did not do something: it may do it later; it takes no voice messages here; the file is too
 large for it; it does not understand the markup; it is so already; the message, file or chat is gone; it
 never will."""
+
+QueueRefusal = Literal["unknown", "conflict", "key_reused", "no_access"]
 
 SENTENCES = {
     "audio_empty": "That recording is empty.",
@@ -69,6 +72,20 @@ class ModelFileError(JuneError):
 
 class StoreError(JuneError):
     """The file of messages cannot be opened, read or written."""
+
+
+class QueueError(JuneError):
+    """A message does not allow what a program asks for; the text is one sentence for whoever wrote that one.
+
+    Args:
+        code: there is no such message or recording; its status or nature forbids it; the idempotency key
+            stands for another request; the person has no access.
+        detail: one sentence, without what was said.
+    """
+
+    def __init__(self, code: QueueRefusal, detail: str) -> None:
+        super().__init__(detail)
+        self.code = code
 
 
 class AdapterError(JuneError):

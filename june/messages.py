@@ -167,6 +167,10 @@ PlatformState = Literal["starting", "up", "down"]
 
 InboundKind = Literal["text", "voice", "audio", "video_note", "command"]
 
+Route = Literal["assistant", "queue", "forward", "answer", "return"]
+"""What becomes of a message received: june answers it; it waits for one of the owner's programs; it goes to
+the owner; it answers a program's question; it is the owner's, and goes back to whom it replies to."""
+
 
 @dataclass(frozen=True, slots=True)
 class Attachment:
@@ -205,6 +209,9 @@ class Inbound:
     """The platform's id of the message that it replies to."""
     sent_at_s: float = 0.0
     """When it was sent, by the platform's clock; seconds since 1970."""
+    route: Route = "assistant"
+    may_answer: bool = True
+    """Without replying to it, it may still be the answer to a program's question: no other use was named."""
 
     @property
     def is_stop_command(self) -> bool:
@@ -213,6 +220,9 @@ class Inbound:
 
 
 OutboundKind = Literal["text", "voice", "edit"]
+
+Purpose = Literal["", "message", "clarification", "help_request", "progress", "feedback_request"]
+"""What a program sends a message for; empty: june sends it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,6 +246,10 @@ class Outbound:
     """Of a voice: its words reach the chat in writing too, so that they are not lost with it."""
     may_group: bool = False
     """It may go in one message with others to the same chat."""
+    purpose: Purpose = ""
+    """Shown above the text."""
+    forwards: int = 0
+    """The inbox id of the message that it passes on to the owner."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -273,6 +273,43 @@ class AccessSettings(Section):
     """Seconds of recordings that one person may send in 24 hours; owners any number."""
 
 
+RouteName = Literal["assistant", "queue", "forward"]
+
+
+class RoutesSettings(Section):
+    """What becomes of a message."""
+
+    owner: RouteName = "assistant"
+    """An owner's messages: "assistant" (june answers), "queue" (they wait for one of the owner's programs) or
+    "forward" (they go to the first owner)."""
+    allowed: RouteName = "assistant"
+    """The messages of people who are allowed: one of the same three."""
+    queue_word: str = ""
+    """An owner's note that begins with this word goes to the queue, as after /queue; empty: none does."""
+
+
+class QueueSettings(Section):
+    """The owner's queue: messages that programs claim over HTTP."""
+
+    lease_s: float = Field(default=300.0, ge=1, le=86_400)
+    """How long a claimed message is its program's, unless the program asks otherwise, in seconds."""
+    max_attempts: int = Field(default=5, ge=1)
+    """How often a message is claimed in vain before it is given up and the owner is told."""
+    question_s: float = Field(default=86_400.0, ge=1)
+    """How long a question waits for its answer, unless the program asks otherwise, in seconds."""
+
+
+class ApiSettings(Section):
+    """The HTTP endpoint: the owner's queue, health and metrics."""
+
+    host: str = "127.0.0.1"
+    """Address that june listens on; other machines need api.token; empty: june does not listen."""
+    port: int = Field(default=8080, ge=0, le=65_535)
+    """Port that june listens on; 0: any that is free, which the log names."""
+    token: SecretStr = SecretStr("")
+    """Secret. What programs send as "Authorization: Bearer …"; empty: only this machine is served."""
+
+
 class ChatSettings(Section):
     """Conversations in the chat apps."""
 
@@ -334,6 +371,9 @@ class Settings(BaseSettings):
     discord: DiscordSettings = DiscordSettings()
     store: StoreSettings = StoreSettings()
     access: AccessSettings = AccessSettings()
+    routes: RoutesSettings = RoutesSettings()
+    queue: QueueSettings = QueueSettings()
+    api: ApiSettings = ApiSettings()
     chat: ChatSettings = ChatSettings()
     delivery: DeliverySettings = DeliverySettings()
     telemetry: TelemetrySettings = TelemetrySettings()

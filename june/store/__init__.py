@@ -10,17 +10,26 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from june.store.feed import Change, Feed, Filter
 from june.store.history import Count, History, Stats, Waiting
 from june.store.inbox import Inbox
 from june.store.outbox import Outbox
 from june.store.people import Access, People, Person, Spent
-from june.store.rows import Direction, HistoryEntry, Queued, Received, Role, Status
+from june.store.queue import MAX_TEXT, Explain, Letter, Once, Queue, Unspoken
+from june.store.rows import Direction, HistoryEntry, Message, Queued, Received, Role, Status
 
 __all__ = [
+    "MAX_TEXT",
     "Access",
+    "Change",
     "Count",
     "Direction",
+    "Explain",
+    "Filter",
     "HistoryEntry",
+    "Letter",
+    "Message",
+    "Once",
     "Person",
     "Queued",
     "Received",
@@ -29,12 +38,13 @@ __all__ = [
     "Stats",
     "Status",
     "Store",
+    "Unspoken",
     "Waiting",
     "open_store",
 ]
 
 
-class Store(Inbox, Outbox, People, History):
+class Store(Inbox, Outbox, People, History, Queue, Feed):
     """An open file of messages; every method is one transaction. `open_store` makes one."""
 
 

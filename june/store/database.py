@@ -88,6 +88,8 @@ class Database:
         self._thread = ModelThread("store", max_jobs=MAX_JOBS)
         self._lock = -1
         self._connection: sqlite3.Connection | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._changed = asyncio.Event()
 
     async def open(self) -> None:
         """Lock, open and migrate the file.
@@ -95,7 +97,12 @@ class Database:
         Raises:
             StoreError: it cannot be used; or another june has it.
         """
+        self._loop = asyncio.get_running_loop()
         await self._thread.run(self._open)
+
+    def next_change(self) -> asyncio.Event:
+        """Set when a transaction changed something after this call; to be taken before one reads."""
+        return self._changed
 
     async def close(self) -> None:
         """Finish what is queued and let go of the file, even if the caller is cancelled meanwhile."""
@@ -119,6 +126,7 @@ class Database:
         connection = self._connection
         if connection is None:
             raise StoreError(f"{self._path} is not open")
+        changes = connection.total_changes
         try:
             connection.execute("BEGIN" if self._read_only else "BEGIN IMMEDIATE")
             try:
@@ -129,7 +137,13 @@ class Database:
                     connection.execute("ROLLBACK")
         except (sqlite3.Error, OverflowError) as error:  # OverflowError: an id beyond 64 bits
             raise self._translated(error) from error
+        if connection.total_changes != changes and self._loop is not None:
+            self._loop.call_soon_threadsafe(self._tell)
         return result
+
+    def _tell(self) -> None:
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
 
     def _open(self, _: StopFlag) -> None:
         try:

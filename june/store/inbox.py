@@ -1,12 +1,14 @@
 """The inbox: what was received, once each, until it is answered; and what was said, for the next answer."""
 
+import json
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Literal
 
 from june.messages import ChatMessage, Inbound, Outbound, Transcript
 from june.store.database import Database, Transaction, transaction
 from june.store.outbox import add_outbound
+from june.store.questions import forwarded, free, open_question, replied_to, reserve, settle
 from june.store.rows import Received, Role, received, to_json
 
 
@@ -46,17 +48,18 @@ class Inbox(Database):
 
     @transaction
     def claim(self, sql: Transaction, *, exclude_chats: Collection[str], lease_s: float) -> Received | None:
-        """The oldest NEW message, now PROCESSING and with one more attempt; None if there is none.
+        """The oldest NEW message that june takes up, now PROCESSING and with one more attempt; None: none is.
 
-        Chats of which a message is PROCESSING already are passed over; the command /stop comes first.
+        Chats of which june has a message in work are passed over; the command /stop comes first.
         """
         row = sql.row(
             "UPDATE messages SET status = 'PROCESSING', claimed_by = 'june', attempts = attempts + 1,"
             " lease_until_s = :now_s + :lease_s, updated_at_s = :now_s"
             " WHERE id = ("
-            "  SELECT id FROM messages WHERE direction = 'in' AND status = 'NEW'"
+            "  SELECT id FROM messages WHERE direction = 'in' AND status = 'NEW' AND taker = 'june'"
             "  AND chat NOT IN (SELECT value FROM json_each(:excluded))"
-            "  AND chat NOT IN (SELECT chat FROM messages WHERE direction = 'in' AND status = 'PROCESSING')"
+            "  AND chat NOT IN (SELECT chat FROM messages"
+            "   WHERE direction = 'in' AND status = 'PROCESSING' AND claimed_by = 'june')"
             "  ORDER BY is_urgent DESC, id LIMIT 1"
             " ) RETURNING *",
             excluded=to_json(exclude_chats),
@@ -116,29 +119,33 @@ class Inbox(Database):
         outcome: str,
         answer: str = "",
         error: str = "",
-        status: Literal["RESPONDED", "ERROR"] = "RESPONDED",
+        status: Literal["RESPONDED", "FORWARDED", "ERROR"] = "RESPONDED",
         forget_text: bool = False,
+        timings_s: Mapping[str, float] | None = None,
     ) -> bool:
         """Whether the message was PROCESSING; if so it has its status now, and the replies are in the outbox.
 
         The outcome "answered" puts the message and its answer into the conversation; `answer` may be left out
         if it was noted. `error` says why it failed, without content. `forget_text` drops the text, recording
-        and transcript of a message that was not meant for june.
+        and transcript of a message that was not meant for june. `timings_s` are the seconds of each stage.
         """
         found = sql.execute(
             "UPDATE messages SET status = :status, outcome = :outcome, error = :error,"
             " answer = coalesce(nullif(:answer, ''), answer), claimed_by = '', lease_until_s = NULL,"
-            " updated_at_s = :now_s"
-            " WHERE id = :id AND direction = 'in' AND status = 'PROCESSING'",
+            " timings_s = :timings_s, updated_at_s = :now_s"
+            " WHERE id = :id AND direction = 'in' AND status = 'PROCESSING' AND claimed_by = 'june'",
             id=message_id,
             status=status,
             outcome=outcome,
             answer=answer,
             error=error,
+            timings_s=json.dumps(timings_s or {}),
             now_s=sql.now_s,
         ).rowcount
         if not found:
             return False
+        if status == "ERROR":
+            free(sql, message_id)
         if forget_text:
             sql.execute(
                 "UPDATE messages SET text = '', transcript = NULL, attachment = NULL WHERE id = :id",
@@ -152,7 +159,7 @@ class Inbox(Database):
         sql.execute(
             "UPDATE messages SET status = 'NEW', claimed_by = '', lease_until_s = NULL,"
             " attempts = attempts - 1, updated_at_s = :now_s"
-            " WHERE id = :id AND direction = 'in' AND status = 'PROCESSING'",
+            " WHERE id = :id AND direction = 'in' AND status = 'PROCESSING' AND claimed_by = 'june'",
             id=message_id,
             now_s=sql.now_s,
         )
@@ -181,6 +188,7 @@ class Inbox(Database):
                 now_s=sql.now_s,
             )
             if is_spent:
+                free(sql, row["id"])
                 add_outbound(sql, explain(received(row)), answers=row["id"])
         sql.execute(
             "UPDATE messages SET status = 'NEW', claimed_by = '', updated_at_s = :now_s"
@@ -201,7 +209,8 @@ class Inbox(Database):
                 " preview_id = '', updated_at_s = :now_s"
                 " WHERE id = ("
                 "  SELECT id FROM messages WHERE direction = 'in' AND chat = :chat AND kind <> 'command'"
-                "  AND status IN ('RESPONDED', 'ERROR') AND (text <> '' OR attachment IS NOT NULL)"
+                "  AND route = 'assistant' AND status IN ('RESPONDED', 'ERROR')"
+                "  AND (text <> '' OR attachment IS NOT NULL)"
                 "  ORDER BY id DESC LIMIT 1"
                 " )",
                 chat=chat,
@@ -257,13 +266,18 @@ def _reply(sql: Transaction, message_id: int, replies: Sequence[Outbound]) -> Li
 def _add_inbound(sql: Transaction, message: Inbound, role: Role) -> Received | None:
     """The message as it was stored; None: it was known."""
     attachment = message.attachment
+    answers, route = replied_to(sql, message), message.route
+    if (question := open_question(sql, message, answers)) is not None:
+        answers, route = question, "answer"
+    elif (original := forwarded(sql, answers, role)) is not None and message.kind != "command":
+        answers, route = original, "return"
     row = sql.row(
         "INSERT INTO messages (direction, platform, chat, user, user_name, role, kind, text,"
         " platform_message_id, reply_to, duration_s, is_group, is_addressed, is_urgent, sent_at_s,"
-        " attachment, created_at_s, updated_at_s)"
+        " attachment, route, taker, answers, created_at_s, updated_at_s)"
         " VALUES ('in', :platform, :chat, :user, :user_name, :role, :kind, :text,"
         " :platform_message_id, :reply_to, :duration_s, :is_group, :is_addressed, :is_urgent, :sent_at_s,"
-        " :attachment, :now_s, :now_s)"
+        " :attachment, :route, :taker, :answers, :now_s, :now_s)"
         " ON CONFLICT (chat, platform_message_id) WHERE direction = 'in' DO NOTHING RETURNING *",
         platform=message.platform,
         chat=message.chat,
@@ -280,6 +294,15 @@ def _add_inbound(sql: Transaction, message: Inbound, role: Role) -> Received | N
         is_urgent=message.is_stop_command,
         sent_at_s=message.sent_at_s,
         attachment=to_json(attachment) if attachment else None,
+        route=route,
+        taker="program" if route == "queue" and attachment is None else "june",
+        answers=answers,
         now_s=sql.now_s,
     )
-    return None if row is None else received(row)
+    if row is None:
+        return None
+    if question is not None:
+        reserve(sql, question, row["id"])
+        if attachment is None:
+            settle(sql, row["id"])
+    return received(row)

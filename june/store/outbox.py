@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Sequence
 
-from june.messages import Delivered, Outbound
+from june.messages import Delivered, Outbound, Voice
 from june.store.database import Database, Row, Transaction, transaction
 from june.store.rows import Queued, queued, to_json
 
@@ -10,7 +10,7 @@ from june.store.rows import Queued, queued, to_json
 HEADS = """
     WITH heads AS (
         SELECT min(id) AS id FROM messages
-        WHERE direction = 'out' AND status = 'NEW'
+        WHERE direction = 'out' AND status = 'NEW' AND NOT is_unspoken
             AND chat NOT IN (SELECT value FROM json_each(:excluded))
             AND chat NOT IN (SELECT chat FROM messages WHERE direction = 'out' AND status = 'PROCESSING')
         GROUP BY chat
@@ -20,8 +20,8 @@ HEADS = """
         max(head.due_at_s, CASE
             WHEN head.may_group AND NOT EXISTS (
                 SELECT 1 FROM messages AS later
-                WHERE later.direction = 'out' AND later.status = 'NEW' AND later.chat = head.chat
-                    AND later.id > head.id AND NOT later.may_group
+                WHERE later.direction = 'out' AND later.status = 'NEW' AND NOT later.is_unspoken
+                    AND later.chat = head.chat AND later.id > head.id AND NOT later.may_group
             )
             THEN head.created_at_s + :group_window_s ELSE 0
         END) AS due_s
@@ -54,8 +54,8 @@ class Outbox(Database):
         ids = [head["id"]]
         if head["may_group"]:
             for row in sql.rows(
-                "SELECT id, may_group FROM messages"
-                " WHERE direction = 'out' AND status = 'NEW' AND chat = :chat AND id > :id ORDER BY id",
+                "SELECT id, may_group FROM messages WHERE direction = 'out' AND status = 'NEW'"
+                " AND NOT is_unspoken AND chat = :chat AND id > :id ORDER BY id",
                 chat=head["chat"],
                 id=head["id"],
             ):
@@ -88,16 +88,46 @@ class Outbox(Database):
             delivered=to_json(delivered),
             now_s=sql.now_s,
         )
+        sql.execute(
+            "INSERT OR IGNORE INTO sent_as (chat, platform_message_id, message_id)"
+            " SELECT chat, :platform_message_id, id FROM messages WHERE id = :id AND kind <> 'edit'",
+            id=message_id,
+            platform_message_id=delivered.message_id,
+        )
 
     @transaction
     def mark_sent(self, sql: Transaction, ids: Sequence[int]) -> None:
-        """Make messages that are PROCESSING SENT."""
+        """Make messages that are PROCESSING SENT; questions that were answered meanwhile RESPONDED."""
         _leave_processing(sql, ids, "SENT")
+        sql.execute(
+            "UPDATE messages SET status = 'RESPONDED' WHERE id IN (SELECT value FROM json_each(:ids))"
+            " AND status = 'SENT' AND is_question AND answered_by IN"
+            " (SELECT id FROM messages WHERE direction = 'in' AND status = 'RESPONDED')",
+            ids=to_json(ids),
+        )
 
     @transaction
     def postpone(self, sql: Transaction, ids: Sequence[int], *, due_at_s: float, error: str) -> None:
         """Make messages that are PROCESSING NEW again, due at a time in seconds since 1970."""
         _leave_processing(sql, ids, "NEW", due_at_s=due_at_s, error=error)
+
+    @transaction
+    def readdress(
+        self, sql: Transaction, message_id: int, *, chat: str, user: str, other_users: Sequence[str]
+    ) -> None:
+        """Make a message that is PROCESSING NEW again, to another person's chat."""
+        sql.execute(
+            "UPDATE messages SET status = 'NEW', claimed_by = '', attempts = 0, delivered = '[]',"
+            " chat = :chat, platform = :platform, user = :user, other_users = :other_users, reply_to = '',"
+            " answers = NULL, updated_at_s = :now_s"
+            " WHERE id = :id AND direction = 'out' AND status = 'PROCESSING'",
+            id=message_id,
+            chat=chat,
+            platform=chat.partition(":")[0],
+            user=user,
+            other_users=to_json(other_users),
+            now_s=sql.now_s,
+        )
 
     @transaction
     def give_up(
@@ -115,13 +145,13 @@ class Outbox(Database):
 
     @transaction
     def prune(self, sql: Transaction, *, audio_before_s: float) -> int:
-        """How many voice messages were deleted: SENT or given up before a time in seconds since 1970.
+        """How many recordings were deleted, of messages that were done before a time in seconds since 1970.
 
         Their text and length stay.
         """
         return sql.execute(
             "DELETE FROM voices WHERE message_id IN (SELECT id FROM voices JOIN messages ON id = message_id"
-            " WHERE status IN ('SENT', 'ERROR') AND updated_at_s < :before_s)",
+            " WHERE status IN ('SENT', 'RESPONDED', 'TIMEOUT', 'ERROR') AND updated_at_s < :before_s)",
             before_s=audio_before_s,
         ).rowcount
 
@@ -130,9 +160,11 @@ def add_outbound(sql: Transaction, message: Outbound, *, answers: int | None = N
     """The id of a message that is put behind the others of its chat."""
     row = sql.one(
         "INSERT INTO messages (direction, platform, chat, kind, text, reply_to, duration_s, preview_id,"
-        " answers, edits, echo, text_is_sent, may_group, due_at_s, created_at_s, updated_at_s)"
+        " answers, edits, echo, text_is_sent, may_group, purpose, forwards,"
+        " due_at_s, created_at_s, updated_at_s)"
         " VALUES ('out', :platform, :chat, :kind, :text, :reply_to, :duration_s, :preview_id,"
-        " :answers, :edits, :echo, :text_is_sent, :may_group, :now_s, :now_s, :now_s) RETURNING id",
+        " :answers, :edits, :echo, :text_is_sent, :may_group, :purpose, :forwards,"
+        " :now_s, :now_s, :now_s) RETURNING id",
         platform=message.chat.partition(":")[0],
         chat=message.chat,
         kind=message.kind,
@@ -145,16 +177,23 @@ def add_outbound(sql: Transaction, message: Outbound, *, answers: int | None = N
         echo=message.echo,
         text_is_sent=message.text_is_sent,
         may_group=message.may_group and message.kind == "text",
+        purpose=message.purpose,
+        forwards=message.forwards or None,
         now_s=sql.now_s,
     )
     if message.voice is not None:
-        sql.execute(
-            "INSERT INTO voices (message_id, ogg_opus, waveform) VALUES (:id, :ogg_opus, :waveform)",
-            id=row["id"],
-            ogg_opus=message.voice.ogg_opus,
-            waveform=message.voice.waveform,
-        )
+        add_voice(sql, row["id"], message.voice)
     return int(row["id"])
+
+
+def add_voice(sql: Transaction, message_id: int, voice: Voice) -> None:
+    """Keep the recording of a message, in place of any that it has."""
+    sql.execute(
+        "INSERT OR REPLACE INTO voices (message_id, ogg_opus, waveform) VALUES (:id, :ogg_opus, :waveform)",
+        id=message_id,
+        ogg_opus=voice.ogg_opus,
+        waveform=voice.waveform,
+    )
 
 
 def _next_head(sql: Transaction, exclude_chats: Collection[str], group_window_s: float) -> Row | None:

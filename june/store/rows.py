@@ -5,7 +5,7 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from june.messages import Attachment, Delivered, Inbound, Outbound, Transcript, Voice
+from june.messages import Attachment, Delivered, Inbound, Outbound, Purpose, Transcript, Voice
 from june.store.database import Row
 
 Role = Literal["owner", "allowed"]
@@ -13,10 +13,11 @@ Role = Literal["owner", "allowed"]
 
 Direction = Literal["in", "out"]
 
-Status = Literal["NEW", "PROCESSING", "RESPONDED", "SENT", "ERROR"]
+Status = Literal["NEW", "PROCESSING", "RESPONDED", "FORWARDED", "SENT", "ERROR", "TIMEOUT"]
 """A message received goes NEW, PROCESSING, RESPONDED or ERROR; one to be sent NEW, PROCESSING, SENT or ERROR.
 
-A failed or interrupted attempt leads from PROCESSING back to NEW.
+A failed or interrupted attempt leads from PROCESSING back to NEW. One that was passed on to the owner is
+FORWARDED until the owner answers. A question that was sent becomes RESPONDED, or TIMEOUT.
 """
 
 
@@ -37,6 +38,8 @@ class Received:
     """The platform's id of a message that shows the beginning of an earlier attempt's answer."""
     received_at_s: float
     """When it was committed, seconds since 1970."""
+    answers: int = 0
+    """The id of the message that it replies to; 0: none of ours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +56,38 @@ class Queued:
     """What the platform took of it so far."""
     created_at_s: float
     """When it was committed, seconds since 1970."""
+    other_users: tuple[str, ...] = ()
+    """People whom it goes to instead, in this order, if its chat does not take it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A message in either direction, as programs know it."""
+
+    id: int
+    platform: str
+    chat: str
+    user: str
+    """Its sender, or whom it is sent to; "" if it goes to the chat as such."""
+    user_name: str
+    role: Literal["owner", "allowed", "june", "program"]
+    """Who wrote it."""
+    direction: Direction
+    kind: str
+    text: str
+    has_audio: bool
+    status: Status
+    reply_to: int | None
+    created_at_s: float
+    updated_at_s: float
+    lease_until_s: float | None
+    expires_at_s: float | None
+    attempts: int
+    error: str
+    trace_context: str
+    timings_s: dict[str, float]
+    is_question: bool
+    answered_by: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +130,7 @@ class HistoryEntry:
     echo: str
     text_is_sent: bool
     may_group: bool
+    purpose: Purpose
     delivered: tuple[Delivered, ...]
 
 
@@ -117,6 +153,7 @@ def received(row: Row) -> Received:
             is_addressed=bool(row["is_addressed"]),
             reply_to=row["reply_to"],
             sent_at_s=float(row["sent_at_s"]),  # RETURNING gives a whole number as an int
+            route=row["route"],
         ),
         role=row["role"],
         attempts=row["attempts"],
@@ -126,6 +163,7 @@ def received(row: Row) -> Received:
         answer=row["answer"],
         preview_id=row["preview_id"],
         received_at_s=float(row["created_at_s"]),
+        answers=row["answers"] or 0,
     )
 
 
@@ -145,11 +183,33 @@ def queued(row: Row) -> Queued:
             edits=row["edits"] or 0,
             text_is_sent=bool(row["text_is_sent"]),
             may_group=bool(row["may_group"]),
+            purpose=row["purpose"],
+            forwards=row["forwards"] or 0,
         ),
         answers=row["answers"] or 0,
         attempts=row["attempts"],
         delivered=from_json(row["delivered"]),
         created_at_s=float(row["created_at_s"]),
+        other_users=tuple(json.loads(row["other_users"])),
+    )
+
+
+def message(row: Row) -> Message:
+    """A row of the view `entries`."""
+    same = (
+        "id platform chat user user_name direction status created_at_s updated_at_s lease_until_s"
+        " expires_at_s attempts error trace_context answered_by"
+    )
+    said = (row["text"] if row["edited_text"] is None else row["edited_text"], row["transcript"])
+    return Message(
+        **{name: row[name] for name in same.split()},
+        role=row["role"] or "june",
+        kind=row["purpose"] or row["kind"],
+        text="\n".join(filter(None, said)),
+        has_audio=bool(row["has_voice"]),
+        reply_to=row["answers"],
+        timings_s=json.loads(row["timings_s"]),
+        is_question=bool(row["is_question"]),
     )
 
 
@@ -158,7 +218,7 @@ def history_entry(row: Row) -> HistoryEntry:
     same = (
         "id direction platform chat user user_name role kind text status claimed_by lease_until_s attempts"
         " outcome error created_at_s updated_at_s platform_message_id reply_to preview_id trace_context"
-        " transcript language answer echo"
+        " transcript language answer echo purpose"
     )
     return HistoryEntry(
         **{name: row[name] for name in same.split()},

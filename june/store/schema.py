@@ -92,5 +92,75 @@ MIGRATIONS = (
         made_by TEXT NOT NULL
     ) STRICT;
     """,
+    """
+    -- Received: what becomes of it, and who takes it up next: 'june', or 'program' once it may be claimed.
+    ALTER TABLE messages ADD COLUMN route TEXT NOT NULL DEFAULT 'assistant';
+    ALTER TABLE messages ADD COLUMN taker TEXT NOT NULL DEFAULT 'june';
+    ALTER TABLE messages ADD COLUMN timings_s TEXT NOT NULL DEFAULT '{}';
+    -- To be sent: what a program called it; the people it goes to if its chat does not take it.
+    ALTER TABLE messages ADD COLUMN purpose TEXT NOT NULL DEFAULT '';
+    ALTER TABLE messages ADD COLUMN other_users TEXT NOT NULL DEFAULT '[]';
+    ALTER TABLE messages ADD COLUMN edited_text TEXT;
+    ALTER TABLE messages ADD COLUMN forwards INTEGER;
+    ALTER TABLE messages ADD COLUMN is_unspoken INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE messages ADD COLUMN is_question INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE messages ADD COLUMN expires_at_s REAL;
+    ALTER TABLE messages ADD COLUMN answered_by INTEGER;
+
+    DROP VIEW entries;
+    CREATE VIEW entries AS
+        SELECT *, EXISTS (SELECT 1 FROM voices WHERE message_id = id) AS has_voice FROM messages;
+
+    DROP INDEX messages_to_claim;
+    CREATE INDEX messages_to_claim ON messages (taker, is_urgent DESC, id)
+        WHERE direction = 'in' AND status = 'NEW';
+    CREATE INDEX messages_leased ON messages (lease_until_s)
+        WHERE status = 'PROCESSING' AND claimed_by = 'program';
+    CREATE INDEX messages_asked ON messages (chat, id) WHERE is_question AND answered_by IS NULL;
+    CREATE INDEX messages_unspoken ON messages (id) WHERE is_unspoken;
+    CREATE INDEX messages_by_status ON messages (status, id);
+    CREATE INDEX messages_by_time ON messages (created_at_s);
+
+    -- Which message of ours a chat app's id stands for, so that a reply to it is understood.
+    CREATE TABLE sent_as (
+        chat TEXT NOT NULL,
+        platform_message_id TEXT NOT NULL,
+        message_id INTEGER NOT NULL REFERENCES messages (id) ON DELETE CASCADE,
+        PRIMARY KEY (chat, platform_message_id)
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX sent_as_of ON sent_as (message_id);
+    INSERT OR IGNORE INTO sent_as
+        SELECT chat, json_extract(value, '$.message_id'), messages.id FROM messages, json_each(delivered)
+        WHERE direction = 'out' AND messages.kind <> 'edit' ORDER BY messages.id;
+
+    CREATE TABLE idempotency_keys (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        key TEXT NOT NULL UNIQUE,
+        request_sha256 TEXT NOT NULL,
+        message_id INTEGER NOT NULL,
+        attempts INTEGER NOT NULL,
+        created_at_s REAL NOT NULL
+    ) STRICT;
+
+    -- What changed, whichever room of june changed it: the last 10,000.
+    CREATE TABLE events (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        message_id INTEGER NOT NULL
+    ) STRICT;
+    CREATE TRIGGER message_added AFTER INSERT ON messages WHEN NEW.kind <> 'edit' BEGIN
+        INSERT INTO events (message_id) VALUES (NEW.id);
+    END;
+    CREATE TRIGGER message_changed AFTER UPDATE ON messages
+    WHEN NEW.kind <> 'edit' AND
+        (NEW.status, NEW.text, NEW.edited_text, NEW.transcript, NEW.lease_until_s, NEW.attempts, NEW.chat)
+        IS NOT
+        (OLD.status, OLD.text, OLD.edited_text, OLD.transcript, OLD.lease_until_s, OLD.attempts, OLD.chat)
+    BEGIN
+        INSERT INTO events (message_id) VALUES (NEW.id);
+    END;
+    CREATE TRIGGER event_added AFTER INSERT ON events BEGIN
+        DELETE FROM events WHERE id <= NEW.id - 10000;
+    END;
+    """,
 )
 """Step n leads from schema version n to n + 1; `PRAGMA user_version` holds the version."""
