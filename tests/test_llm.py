@@ -363,7 +363,7 @@ async def with_engine(
     """What `work` returns on a thread of its own with an engine of its own."""
 
     def job(_stop: StopFlag) -> T:
-        engine = make(llm_settings, LLM, path, llm_settings.context_tokens, offloaded=False)
+        engine = make(llm_settings, CATALOGUE[LLM], path, llm_settings.context_tokens, offloaded=False)
         result = work(engine)
         engine.free()
         return result

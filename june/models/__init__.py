@@ -80,6 +80,8 @@ class Model(_Entry):
     """Attention cache of one token at f16; language models only."""
     context_tokens_max: PositiveInt | None = None
     """Longest context the model was trained for; language models only."""
+    cpu_format: Literal["Q8_0"] | None = None
+    """Number format that a CPU converts the weights to, once, because it computes faster with it."""
     wheels: tuple[Wheel, ...] = ()
     huggingface: HuggingFaceRepo | None = None
     files: Annotated[tuple[ModelFile, ...], Field(min_length=1)]

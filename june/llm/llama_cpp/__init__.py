@@ -57,7 +57,7 @@ class LlamaCpp:
         offloaded = supported and self._settings.gpu_layers != 0
         kv_tokens = kv_budget_tokens(self._model, self._settings, gpus, offloaded=offloaded)
         self._engine = await self._thread.run(
-            lambda _: Engine(self._settings, self._name, self._path, kv_tokens, offloaded=offloaded)
+            lambda _: Engine(self._settings, self._model, self._path, kv_tokens, offloaded=offloaded)
         )
         self._serving = asyncio.create_task(self._thread.run(self._serve, self._engine))
         self._serving.add_done_callback(self._end_all)

@@ -14,9 +14,11 @@ from june.llm.llama_cpp.answer import Answer, Reader
 from june.llm.llama_cpp.prompt import ChatTemplate
 from june.llm.llama_cpp.sampling import Sampler
 from june.llm.llama_cpp.vocabulary import Vocabulary
+from june.llm.llama_cpp.weights import converted
 from june.llm.reasoning import OPEN, ReasoningSplitter
 from june.llm.scheduler import Part, Scheduler
 from june.messages import ChatRequest
+from june.models import Model
 from june.settings import LlmSettings
 
 KV_TYPES = {
@@ -35,7 +37,7 @@ class Engine:
     """One model, and one context that decodes all answers together; used by one thread at a time."""
 
     def __init__(
-        self, settings: LlmSettings, name: str, path: Path, kv_tokens: int, *, offloaded: bool
+        self, settings: LlmSettings, model: Model, path: Path, kv_tokens: int, *, offloaded: bool
     ) -> None:
         self.offloaded = offloaded
         self.kv_tokens = kv_tokens
@@ -43,6 +45,9 @@ class Engine:
             hardware.keep_on_first_core(_threads(settings))
         llama_cpp.llama_log_set(_ignore_log, ctypes.c_void_p(0))
         llama_cpp.llama_backend_init()
+        name = model.name
+        if model.cpu_format and not offloaded:
+            path = converted(path, model.cpu_format, threads=_threads(settings))
         model_params = llama_cpp.llama_model_default_params()
         model_params.n_gpu_layers = ALL_LAYERS if settings.gpu_layers < 0 else settings.gpu_layers
         self._model = llama_cpp.llama_model_load_from_file(str(path).encode(), model_params)
