@@ -9,17 +9,22 @@ from importlib import import_module
 from typing import Any, Literal
 
 from june import __version__, hardware, llm, stt, tts
+from june.api.server import serving
+from june.api.services import Services
 from june.chat import Adapter
+from june.chat.addresses import AddressBook
 from june.chat.apps import ChatApps
 from june.chat.commands import COMMANDS, Commands
 from june.chat.delivery import Delivery
 from june.chat.intake import Gate
 from june.conversation.dispatch import Dispatcher
+from june.conversation.leases import Leases
 from june.conversation.reply import Desk
+from june.conversation.speaking import Speaker
 from june.conversation.turn import VoicePipeline
 from june.errors import SENTENCES, JuneError, ModelFileError, SettingsError
 from june.llm import ChatModel
-from june.messages import Outbound, Platform
+from june.messages import ModelDescription, Outbound, Platform
 from june.models import Catalogue, Choice, Model, choose_preset, load_catalogue, require
 from june.settings import Settings
 from june.store import Received, Store, open_store
@@ -203,7 +208,15 @@ class June:
         self._models: Models | None = None
         self._dispatcher: Dispatcher | None = None
         self._delivery = Delivery(store, adapters, settings.delivery)
-        self._gate = Gate(store, settings.access, on_received=self._notice, on_outbox=self._delivery.wake)
+        self._addresses = AddressBook(store, settings.access, adapters)
+        self._leases = Leases(store, settings.queue, self._addresses, self._delivery.wake)
+        self._gate = Gate(
+            store,
+            settings.access,
+            settings.routes,
+            on_received=self._notice,
+            on_outbox=self._delivery.wake,
+        )
         self._commands = Commands(
             store, self._gate, settings, was_stopped=self._was_stopped, status=self._status
         )
@@ -218,21 +231,27 @@ class June:
         async with AsyncExitStack() as stack:
             for adapter in self._adapters.values():
                 stack.push_async_callback(adapter.close)
+            serving_api = await stack.enter_async_context(AsyncExitStack())
+            if self._settings.api.host:
+                await serving_api.enter_async_context(serving(self._settings.api, self._services()))
             intakes = [asyncio.create_task(self._supervise(adapter)) for adapter in self._adapters.values()]
             delivering = asyncio.create_task(self._delivery.run())
             answering = asyncio.create_task(self._answer())
+            keeping = asyncio.create_task(self._leases.run())
             stopping = asyncio.create_task(stop.wait())
             try:
-                await asyncio.wait((delivering, answering, stopping), return_when=asyncio.FIRST_COMPLETED)
+                parts = (delivering, answering, keeping, stopping)
+                await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
                 log.info("june.stopping")
             finally:
                 begin = time.monotonic()
-                await _end(*intakes, stopping)
+                await _end(*intakes, stopping, keeping)
+                await serving_api.aclose()
                 await _end(answering)
                 rest_s = self._settings.chat.shutdown_s - (time.monotonic() - begin)
                 await self._delivery.drain(max(rest_s, SHUTDOWN_DELIVERY_S))
                 await _end(delivering)
-            for task in (answering, delivering):
+            for task in (answering, delivering, keeping):
                 if not task.cancelled():
                     task.result()
 
@@ -258,15 +277,46 @@ class June:
         settings = self._settings
         async with open_models(settings) as models, open_pipeline(settings, models) as pipeline:
             apps = ChatApps(self._store, self._adapters, max_bytes=settings.audio.max_bytes)
-            desk = Desk(settings, self._store, pipeline, apps, self._commands.run, self._delivery.wake)
+            desk = Desk(
+                settings,
+                self._store,
+                pipeline,
+                apps,
+                self._addresses,
+                self._commands.run,
+                self._delivery.wake,
+            )
             self._dispatcher = dispatcher = Dispatcher(desk)
             self._models = models
             log.info("june.ready")
+            speaker = Speaker(self._store, pipeline, self._delivery.wake)
+            parts = [asyncio.create_task(part.run()) for part in (dispatcher, speaker)]
             try:
-                await dispatcher.run()
+                ended, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
+                for part in ended:
+                    part.result()
             finally:
+                await _end(*parts)
                 await dispatcher.close(settings.chat.shutdown_s)
                 self._dispatcher = None
+
+    def _services(self) -> Services:
+        """What the API needs."""
+        return Services(
+            store=self._store,
+            queue=self._settings.queue,
+            addresses=self._addresses,
+            adapters=self._adapters,
+            explanation=self._leases.explanation,
+            on_outbox=self._delivery.wake,
+            models=self._descriptions,
+        )
+
+    def _descriptions(self) -> Sequence[ModelDescription]:
+        """The models that are warm."""
+        if self._models is None:
+            return ()
+        return [model.describe() for model in (self._models.stt, self._models.llm, self._models.tts)]
 
     def _notice(self, arrived: Sequence[Received]) -> None:
         if self._dispatcher is not None:
@@ -279,9 +329,7 @@ class June:
         """What `/status` answers."""
         waiting = await self._store.waiting()
         lines = [f"june {__version__}"]
-        if self._models is not None:
-            models = (self._models.stt, self._models.llm, self._models.tts)
-            lines += [f"- {model.describe().name} ({model.describe().device})" for model in models]
+        lines += [f"- {model.name} ({model.device})" for model in self._descriptions()]
         lines.append(f"- messages waiting: {waiting.new}, being answered: {waiting.processing}")
         if self._dispatcher is not None and self._dispatcher.last_timings_s:
             timings_s = self._dispatcher.last_timings_s.items()

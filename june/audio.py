@@ -28,7 +28,7 @@ from june.errors import AudioError
 from june.messages import Pcm, Voice
 from june.settings import AudioSettings
 
-_DECODED_RATE_HZ = 16_000
+DECODED_RATE_HZ = 16_000
 _MIN_DURATION_S = 0.1
 _MIN_RATE_HZ, _MAX_RATE_HZ = 8_000, 192_000
 _MAX_CHANNELS = 8
@@ -208,7 +208,7 @@ def _resampling_graph(frame: AudioFrame, *, cleanup: bool) -> Graph:
     """
     graph = Graph()
     graph.threads = 1
-    target = f"sample_rates={_DECODED_RATE_HZ}:sample_fmts=s16:channel_layouts=mono"
+    target = f"sample_rates={DECODED_RATE_HZ}:sample_fmts=s16:channel_layouts=mono"
     filters = [("aformat", target)]
     if cleanup:  # after resampling: less to compute, and one cost for every source
         filters = [*filters, *_CLEANUP_FILTERS, *filters]

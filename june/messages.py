@@ -246,8 +246,14 @@ class Outbound:
     """Of a voice: its words reach the chat in writing too, so that they are not lost with it."""
     may_group: bool = False
     """It may go in one message with others to the same chat."""
+    user: str = ""
+    """Whom it is for; "": the chat as such."""
+    other_users: tuple[str, ...] = ()
+    """People whom it goes to instead, in this order, if the chat does not take it."""
     purpose: Purpose = ""
-    """Shown above the text."""
+    """Shown above a text."""
+    is_unspoken: bool = False
+    """Of a voice: it is yet to be spoken, and not to be sent before."""
     forwards: int = 0
     """The inbox id of the message that it passes on to the owner."""
 

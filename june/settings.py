@@ -287,6 +287,15 @@ class RoutesSettings(Section):
     queue_word: str = ""
     """An owner's note that begins with this word goes to the queue, as after /queue; empty: none does."""
 
+    def after_queue_word(self, text: str) -> str | None:
+        """What follows the queue's word at the beginning of a text; None: it does not begin with that."""
+        word = self.queue_word.strip()
+        begin = text.lstrip()
+        rest = begin[len(word) :]
+        if not word or begin[: len(word)].casefold() != word.casefold() or rest[:1].isalnum():
+            return None
+        return rest.lstrip(" \t\n,.:;!?-") or None
+
 
 class QueueSettings(Section):
     """The owner's queue: messages that programs claim over HTTP."""

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import structlog
-from prometheus_client import Counter, Gauge
+from prometheus_client import CONTENT_TYPE_LATEST, Counter, Gauge, generate_latest
 
 from june.errors import StageError
 from june.settings import TelemetrySettings
@@ -51,6 +51,11 @@ def configure_logging(settings: TelemetrySettings) -> None:
         ),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
+
+
+def exposition() -> tuple[bytes, str]:
+    """All metrics in Prometheus' text format, and its content type."""
+    return generate_latest(), CONTENT_TYPE_LATEST
 
 
 def where(error: BaseException) -> str:

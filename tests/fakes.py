@@ -21,6 +21,7 @@ from june.messages import (
     ModelDescription,
     Pcm,
     Platform,
+    PlatformState,
     Speech,
     Transcript,
     Usage,
@@ -140,6 +141,7 @@ class FakeAdapter:
     max_characters: int = 40
     knows_drafts: bool = False
     sign_s: float = 5.0
+    state: PlatformState = "up"
     failures: deque[Exception | None] = field(default_factory=deque)
     refuses: dict[str, Exception] = field(default_factory=dict)
     gates: dict[str, asyncio.Event] = field(default_factory=dict)
@@ -163,8 +165,8 @@ class FakeAdapter:
         """Nothing to close."""
 
     def health(self) -> AdapterHealth:
-        """It is well."""
-        return AdapterHealth("up")
+        """As `state` says."""
+        return AdapterHealth(self.state)
 
     def shown(self, chat: str) -> list[str]:
         """What a person reads and hears there."""
@@ -245,6 +247,11 @@ class FakeAdapter:
         """See the Protocol."""
         async with self.request("delete", chat):
             self.chats[chat].pop(message_id, None)
+
+    async def private_chat(self, user: str) -> str:
+        """See the Protocol."""
+        async with self.request("private_chat", user):
+            return user
 
     async def show_draft(self, chat: str, draft_id: int, part: str) -> bool:
         """See the Protocol."""

@@ -19,6 +19,7 @@ def write_settings(folder: Path, **sections: dict[str, Any]) -> Path:
         "models": {"directory": str(PROJECT_ROOT / "models"), "preset": "starter"},
         "llm": {"temperature": 0, "presence_penalty": 0, "max_tokens": 40},
         "telemetry": {"log_format": "json"},
+        "api": {"port": 0},
     }
     for name, section in sections.items():
         chosen[name] = chosen.get(name, {}) | section

@@ -1,6 +1,7 @@
 """Messages for the tests of the store, and the calls that most of them make."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from june.messages import Attachment, Inbound, InboundKind, Outbound
 from june.store import Queued, Received, Store
@@ -21,9 +22,10 @@ class Clock:
 
 
 def inbound(
-    message_id: int | str, chat: str = ANNA, text: str = "Hello", *, kind: InboundKind = "text"
+    message_id: int | str, chat: str = ANNA, text: str = "Hello", *, kind: InboundKind = "text", **fields: Any
 ) -> Inbound:
-    return Inbound("telegram", str(message_id), chat, user=chat, user_name="Someone", kind=kind, text=text)
+    fields = {"user": chat, "user_name": "Someone", **fields}
+    return Inbound("telegram", str(message_id), chat, kind=kind, text=text, **fields)
 
 
 def recording(message_id: int, chat: str = ANNA) -> Inbound:

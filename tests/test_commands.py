@@ -31,7 +31,13 @@ class Desk:
     messages: int = 0
 
     def __post_init__(self) -> None:
-        self.gate = Gate(self.store, self.settings.access, on_received=lambda _: None, on_outbox=lambda: None)
+        self.gate = Gate(
+            self.store,
+            self.settings.access,
+            self.settings.routes,
+            on_received=lambda _: None,
+            on_outbox=lambda: None,
+        )
         self.commands = Commands(
             self.store, self.gate, self.settings, was_stopped=self._was_stopped, status=self._status
         )
@@ -92,6 +98,7 @@ def test_every_command_is_listed_as_both_platforms_take_it() -> None:
         [
             "start",
             "help",
+            "queue",
             "reset",
             "voice",
             "language",
@@ -104,7 +111,7 @@ def test_every_command_is_listed_as_both_platforms_take_it() -> None:
             "users",
         ]
     )
-    assert {info.name for info in COMMANDS if info.owners_only} == {"allow", "deny", "pair", "users"}
+    assert {info.name for info in COMMANDS if info.owners_only} == {"allow", "deny", "pair", "queue", "users"}
     for info in COMMANDS:
         assert re.fullmatch("[a-z]{1,32}", info.name)
         assert 1 <= len(info.description) <= 100
@@ -127,7 +134,9 @@ async def test_a_command_of_someone_shut_out_meanwhile_is_not_answered(desk: Des
     assert await desk.run("/help", BOB) == ""
 
 
-@pytest.mark.parametrize("words", ["/allow telegram:3", "/deny telegram:3", "/pair", "/users"])
+@pytest.mark.parametrize(
+    "words", ["/allow telegram:3", "/deny telegram:3", "/pair", "/users", "/queue a task"]
+)
 async def test_what_is_for_owners_is_for_owners_only(desk: Desk, words: str) -> None:
     assert await desk.run(words, BOB) == "That is for my owner."
     assert await desk.store.people() == []

@@ -13,10 +13,10 @@ from june.bench.voice import Question
 from june.conversation.dispatch import Dispatcher
 from june.conversation.reply import Desk, choose_mode
 from june.conversation.turn import VoicePipeline
-from june.errors import DeliveryError, StoreError, SynthesisError
+from june.errors import DeliveryError, QueueError, StoreError, SynthesisError
 from june.messages import Attachment, ChatMessage, ChatPreferences, Inbound, Outbound
 from june.settings import Settings
-from june.store import Received, Store, open_store
+from june.store import Received, Role, Store, open_store
 from tests.fakes import FakeLlm, FakeStt, FakeTts
 from tests.stored import ANNA, BERT, inbound
 
@@ -53,6 +53,10 @@ class FakeApps:
         self.working_in.append((message.chat, doing))
         return nullcontext()
 
+    def literal(self, text: str) -> str:
+        """See the Protocol."""
+        return f"literally {text}"
+
     def show(self, text: str) -> None:
         """See `Preview`."""
         self.shown.append(text)
@@ -70,6 +74,33 @@ class FakeApps:
         return self.preview_id
 
 
+@dataclass(frozen=True)
+class FakeAddress:
+    """`Address` of the owner."""
+
+    user: str = ANNA
+    chat: str = ANNA
+    other_users: tuple[str, ...] = ()
+
+
+@dataclass
+class FakeAddresses:
+    """`Addresses` of a house that belongs to Anna, and that everyone may enter."""
+
+    failure: QueueError | None = None
+    strangers: set[str] = field(default_factory=set)
+
+    async def role_of(self, user: str) -> Role | None:
+        """See the Protocol."""
+        return None if user in self.strangers else "owner" if user == ANNA else "allowed"
+
+    async def owner(self) -> FakeAddress:
+        """See the Protocol."""
+        if self.failure is not None:
+            raise self.failure
+        return FakeAddress()
+
+
 class House:
     """A dispatcher over a store, with everything that it needs."""
 
@@ -78,7 +109,16 @@ class House:
         self.stt, self.llm, self.tts = FakeStt(), FakeLlm(), FakeTts()
         self.outbox_changed = asyncio.Event()
         self.pipeline = VoicePipeline(settings, self.stt, self.llm, self.tts, cores=2)
-        desk = Desk(settings, store, self.pipeline, apps, self.run_command, self.outbox_changed.set)
+        self.addresses = FakeAddresses()
+        desk = Desk(
+            settings,
+            store,
+            self.pipeline,
+            apps,
+            self.addresses,
+            self.run_command,
+            self.outbox_changed.set,
+        )
         self.dispatcher = Dispatcher(desk)
         self.running = asyncio.create_task(self.dispatcher.run())
 

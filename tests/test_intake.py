@@ -15,7 +15,7 @@ from prometheus_client import REGISTRY
 from june.chat.intake import HOUR_S, MAX_REMEMBERED_STRANGERS, TRIES_PER_HOUR, WELCOME, Gate, new_pairing_code
 from june.errors import StoreError
 from june.messages import Attachment, Inbound
-from june.settings import AccessSettings, TelemetrySettings
+from june.settings import AccessSettings, RoutesSettings, TelemetrySettings
 from june.store import HistoryEntry, Received, Store, open_store
 from june.telemetry import configure_logging
 
@@ -56,7 +56,9 @@ async def open_door(path: Path, access: AccessSettings) -> AsyncIterator[Doorste
         return opened.now_s
 
     async with open_store(path / "june.db", clock=clock) as store:
-        opened = Doorstep(store, Gate(store, access, on_received=note, on_outbox=wake, clock=clock))
+        opened = Doorstep(
+            store, Gate(store, access, RoutesSettings(), on_received=note, on_outbox=wake, clock=clock)
+        )
         yield opened
 
 
@@ -418,7 +420,13 @@ async def test_when_the_gate_returns_messages_and_cursor_are_on_disk(door: Doors
 async def test_of_what_could_not_be_committed_nobody_hears(door: Doorstep, tmp_path: Path) -> None:
     async with open_store(tmp_path / "june.db", read_only=True) as unwritable:
         access = AccessSettings(owners=[OWNER])
-        gate = Gate(unwritable, access, on_received=door.received.extend, on_outbox=door.received.clear)
+        gate = Gate(
+            unwritable,
+            access,
+            RoutesSettings(),
+            on_received=door.received.extend,
+            on_outbox=door.received.clear,
+        )
         with pytest.raises(StoreError):
             await gate.receive([text(OWNER)], cursor=("offset", "19"))
     assert door.received == []

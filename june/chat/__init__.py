@@ -121,6 +121,13 @@ class Adapter(Protocol):
             DeliveryError: it was not deleted.
         """
 
+    async def private_chat(self, user: str) -> str:
+        """The private chat with a person, which is opened if there is none.
+
+        Raises:
+            DeliveryError: the app does not open one.
+        """
+
     async def show_draft(self, chat: str, draft_id: int, part: str) -> bool:
         """Show a text that is still being written, without sending it; False if the chat knows no drafts.
 

@@ -7,6 +7,7 @@ from typing import Literal
 
 from june.chat import Adapter
 from june.chat.delivery import with_echo
+from june.chat.formatting import escape
 from june.chat.progress import Preview, working
 from june.errors import DeliveryError
 from june.messages import Inbound, Platform
@@ -49,6 +50,10 @@ class ChatApps:
     ) -> AbstractAsyncContextManager[None]:
         """Shows in the message's chat that june works on an answer."""
         return working(self._adapter(message), message.chat, doing)
+
+    def literal(self, text: str) -> str:
+        """Markdown that shows a text as it is."""
+        return escape(text)
 
     def _adapter(self, message: Inbound) -> Adapter:
         adapter = self._adapters.get(message.platform)

@@ -20,6 +20,7 @@ COMMANDS = (
     CommandInfo("language", "Which language is spoken here", "auto, or a code such as en"),
     CommandInfo("stop", "End the answer that I am giving"),
     CommandInfo("retry", "Answer the last message anew"),
+    CommandInfo("queue", "Hand something to my owner's programs", "a text", owners_only=True),
     CommandInfo("reset", "Forget our conversation"),
     CommandInfo("status", "Say how I am"),
     CommandInfo("allow", "Let someone in", "an id such as telegram:123456789", owners_only=True),
@@ -78,6 +79,7 @@ class Commands:
             "language": self._language,
             "stop": self._stop,
             "retry": self._retry,
+            "queue": self._queue,
             "reset": self._reset,
             "status": self._status,
             "allow": self._allow,
@@ -148,6 +150,9 @@ class Commands:
     async def _retry(self, received: Received, _: Sequence[str]) -> str:
         found = await self._store.retry_last(received.message.chat)
         return "" if found else "There is nothing here to answer anew."
+
+    async def _queue(self, _: Received, __: Sequence[str]) -> str:
+        return _expected("queue")  # with a text, it never comes here
 
     async def _reset(self, received: Received, _: Sequence[str]) -> str:
         await self._store.forget(received.message.chat)

@@ -16,9 +16,10 @@ from functools import partial
 from typing import cast
 
 from june.chat import Adapter
+from june.chat.addresses import private_chat
 from june.chat.formatting import escape, visible_discord, visible_telegram
-from june.errors import DeliveryError, JuneError
-from june.messages import Delivered, Outbound, Platform
+from june.errors import DeliveryError, JuneError, QueueError
+from june.messages import Delivered, Outbound, Platform, Purpose
 from june.settings import DeliverySettings
 from june.store import Queued, Store
 from june.telemetry import errors_total, log
@@ -37,6 +38,15 @@ VOICE_REFUSED = {
     "voice_forbidden": "I may not send voice messages in this chat, so you get the text.",
     "too_large": "That voice message is too large for this app, so you get the text.",
 }
+FALLBACK_ATTEMPTS = 3
+"""How often a message to the owner is sent to one app before it goes to another: some seven seconds."""
+HEADINGS: dict[Purpose, str] = {
+    "clarification": "❓ **Question**",
+    "help_request": "🆘 **Help is needed**",
+    "progress": "⏳ **Progress**",
+    "feedback_request": "📝 **What do you think?**",
+}
+"""By what a program sends a message for."""
 VISIBLE = {"telegram": visible_telegram, "discord": visible_discord}
 
 
@@ -44,6 +54,11 @@ def with_echo(text: str, echo: str) -> str:
     """The Markdown of an answer: what was heard as a quotation, literally, and the text below it."""
     literal = escape(" ".join(echo.split()))
     return f"> 🎤 {literal}\n\n{text}" if literal else text
+
+
+def as_markdown(text: str, echo: str, purpose: Purpose) -> str:
+    """All that a chat is shown of a message."""
+    return "\n\n".join(filter(None, (HEADINGS.get(purpose, ""), with_echo(text, echo))))
 
 
 def back_off_s(attempts: int, retry_after_s: float | None = None) -> float:
@@ -193,7 +208,10 @@ class Delivery:
         detail = f"{reason}: {failure}" if failure else reason  # an unexpected error's text may hold anything
         attempts = group[0].attempts
         _count(reason)
-        if attempts < self._settings.max_attempts and (failure is None or reason == "try_again"):
+        may_pass = failure is None or reason == "try_again"
+        if (not may_pass or attempts >= FALLBACK_ATTEMPTS) and await self._send_elsewhere(group[0], detail):
+            return False
+        if attempts < self._settings.max_attempts and may_pass:
             pause_s = back_off_s(attempts, failure.retry_after_s if failure else None)
             due_at_s = self._clock() + pause_s
             await self._commit(partial(self._store.postpone, _ids(rows), due_at_s=due_at_s, error=detail))
@@ -208,6 +226,23 @@ class Delivery:
         notice = self._notice(group[0].message, reason)
         await self._commit(partial(self._store.give_up, _ids(group), error=detail, notice=notice))
         log.warning("reply.given_up", platform=platform, detail=detail, attempts=attempts)
+        return False
+
+    async def _send_elsewhere(self, row: Queued, detail: str) -> bool:
+        """Whether a message that its chat does not take goes to the next of its people."""
+        users = list(row.message.other_users)
+        while users:
+            user = users.pop(0)
+            try:
+                chat = await private_chat(self._store, self._adapters, user)
+            except (DeliveryError, QueueError) as error:
+                log.warning("reply.not_readdressed", detail=str(error))
+                continue
+            change = partial(self._store.readdress, row.id, chat=chat, user=user, other_users=users)
+            await self._commit(change)
+            log.warning("reply.readdressed", platform=chat.partition(":")[0], detail=detail)
+            self._wake.set()
+            return True
         return False
 
     async def _send(self, adapter: Adapter, rows: tuple[Queued, ...]) -> int:
@@ -325,7 +360,7 @@ def _fitting(adapter: Adapter, rows: tuple[Queued, ...]) -> tuple[Queued, ...]:
 
 
 def _markdown(rows: Sequence[Queued]) -> str:
-    return "\n\n".join(with_echo(row.message.text, row.message.echo) for row in rows)
+    return "\n\n".join(as_markdown(row.message.text, row.message.echo, row.message.purpose) for row in rows)
 
 
 def _ids(rows: Sequence[Queued]) -> list[int]:

@@ -165,6 +165,12 @@ class Discord:
             with suppress(discord.NotFound):
                 await message.delete()
 
+    async def private_chat(self, user: str) -> str:
+        """See `Adapter.private_chat`."""
+        async with self._translated():
+            channel = await (await self._sending()).http.start_private_message(_channel_id(user))
+        return f"{self.platform}:{channel['id']}"
+
     async def show_draft(self, chat: str, draft_id: int, part: str) -> bool:
         """False: Discord knows no drafts."""
         del chat, draft_id, part

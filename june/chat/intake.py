@@ -12,9 +12,10 @@ import secrets
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from june.messages import Attachment, Inbound, Outbound
-from june.settings import AccessSettings
+from june.settings import AccessSettings, RoutesSettings
 from june.store import Received, Role, Store
 from june.telemetry import dropped_total, log, messages_total
 
@@ -35,6 +36,7 @@ TRIES_PER_HOUR = 5
 MAX_REMEMBERED_STRANGERS = 1000
 """Whose tries are counted; beyond it those who tried the longest ago are forgotten."""
 
+QUEUED = "It waits in the queue."
 WELCOME = "Welcome! Send me a voice message or write to me, and I answer. /help lists what else I can do."
 
 
@@ -49,6 +51,7 @@ class Gate:
     Args:
         store: the inbox, and who was let in or shut out.
         access: owners, allowed people and their limits.
+        routes: what becomes of their messages.
         on_received: called with the messages that are new, once they are committed.
         on_outbox: called once a notice is committed that is to be sent.
         clock: seconds since 1970.
@@ -58,6 +61,7 @@ class Gate:
         self,
         store: Store,
         access: AccessSettings,
+        routes: RoutesSettings,
         *,
         on_received: Callable[[Sequence[Received]], None],
         on_outbox: Callable[[], None],
@@ -65,6 +69,7 @@ class Gate:
     ) -> None:
         self._store = store
         self._access = access
+        self._routes = routes
         self._on_received = on_received
         self._on_outbox = on_outbox
         self._clock = clock
@@ -76,12 +81,7 @@ class Gate:
 
     async def role_of(self, user: str) -> Role | None:
         """Whether someone is an owner, allowed, or (None) a stranger."""
-        if user in self._access.owners:
-            return "owner"
-        stored = await self._store.person(user)
-        if stored == "allowed" or (stored is None and user in self._access.allowed):
-            return "allowed"
-        return None
+        return await role_of(self._store, self._access, user)
 
     async def cursor(self, name: str) -> str:
         """See `Intake`."""
@@ -107,15 +107,22 @@ class Gate:
                     continue
                 refusal = await self._refusal(message, accepted) if role == "allowed" else None
                 if refusal is None:
-                    accepted.append((message, role))
+                    accepted.append((routed(message, role, self._routes), role))
                 else:
                     replies += self._refuse(message, refusal)
-            new = await self._store.receive(accepted, cursor=cursor, replies=replies)
+            commands = {(one.chat, one.message_id) for one in batch if one.kind == "command"}
+
+            def confirm(received: Received) -> Outbound | None:
+                queued = received.message
+                was_command = (queued.chat, queued.message_id) in commands and queued.route == "queue"
+                return _notice(queued, QUEUED) if was_command else None
+
+            new = await self._store.receive(accepted, cursor=cursor, replies=replies, confirm=confirm)
             for received in new:
                 messages_total.labels(received.message.platform, received.message.kind, received.role).inc()
             if new:
                 self._on_received(new)
-            if replies:
+            if replies or commands:
                 self._on_outbox()
 
     async def _turn_away(self, message: Inbound) -> list[Outbound]:
@@ -195,6 +202,28 @@ class Gate:
             return []
         self._explained.add((message.user, limit))
         return [_notice(message, explanation)]
+
+
+async def role_of(store: Store, access: AccessSettings, user: str) -> Role | None:
+    """Whether someone is an owner, allowed, or (None) a stranger."""
+    if user in access.owners:
+        return "owner"
+    stored = await store.person(user)
+    if stored == "allowed" or (stored is None and user in access.allowed):
+        return "allowed"
+    return None
+
+
+def routed(message: Inbound, role: Role, routes: RoutesSettings) -> Inbound:
+    """The message with what becomes of it; what names the queue, by an owner, loses that name."""
+    if message.kind == "command":
+        name, *rest = message.text.split(maxsplit=1)
+        if name.casefold() == "/queue" and rest and role == "owner":
+            return replace(message, kind="text", text=rest[0], route="queue", may_answer=False)
+        return message
+    if role == "owner" and (text := routes.after_queue_word(message.text)) is not None:
+        return replace(message, text=text, route="queue", may_answer=False)
+    return replace(message, route=routes.owner if role == "owner" else routes.allowed)
 
 
 def _length_s(recording: Attachment) -> float:

@@ -396,6 +396,10 @@ class Telegram:
             if error.reason != "gone":
                 raise
 
+    async def private_chat(self, user: str) -> str:
+        """The private chat with a person, which has the person's id."""
+        return user
+
     async def show_draft(self, chat: str, draft_id: int, part: str) -> bool:
         """Show a text that is still being written; only private chats know drafts, and only new servers."""
         address = _address(chat)

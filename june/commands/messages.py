@@ -19,7 +19,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from june.chat.delivery import with_echo
+from june.chat.delivery import as_markdown
 from june.chat.formatting import (
     validate_discord,
     validate_telegram,
@@ -174,7 +174,7 @@ def _notes(entry: HistoryEntry) -> Iterator[str]:
 
 
 def _meant(entry: HistoryEntry) -> str:
-    return visible(with_echo(entry.text, entry.echo))
+    return visible(as_markdown(entry.text, entry.echo, entry.purpose))
 
 
 def _shown(entry: HistoryEntry, one: Delivered) -> str:
@@ -187,7 +187,7 @@ def _faults(entry: HistoryEntry) -> Iterator[str]:
     """What is not as it was meant, one sentence each."""
     if entry.status == "ERROR":
         yield f"It was given up: {entry.error.rstrip('.')}."
-    elif entry.status != "SENT":
+    elif entry.status not in ("SENT", "RESPONDED", "TIMEOUT"):
         yield "It is not sent to its end yet."
     if entry.kind == "voice":
         if not any(one.kind == "voice" for one in entry.delivered):

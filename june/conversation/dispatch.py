@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from june.conversation.addressing import is_stop
+from june.conversation.handover import reply_to
 from june.conversation.reply import Desk, Reply
 from june.errors import JuneError
 from june.messages import Transcript
@@ -50,7 +51,7 @@ class Dispatcher:
         for received in arrived:
             message = received.message
             turn = self._turns.get(message.chat)
-            if turn is None:
+            if turn is None or message.route != "assistant":
                 continue
             is_question = message.kind != "command" and message.is_addressed
             interrupts = self._settings.busy == "interrupt" and is_question
@@ -96,7 +97,7 @@ class Dispatcher:
     def _begin(self, received: Received) -> None:
         if received.message.kind != "command":
             self._stopped.discard(received.message.chat)
-        turn = _Turn(Reply(self._desk, received))
+        turn = _Turn(reply_to(self._desk, received))
         self._turns[received.message.chat] = turn
         turn.task = asyncio.create_task(self._guard(received.message.chat, turn))
 
@@ -128,7 +129,7 @@ class Dispatcher:
     def _stop(self, chat: str) -> None:
         """End the answer that is in the making in a chat, if there is one."""
         turn = self._turns.get(chat)
-        if turn is not None and turn.task is not None and turn.reply.received.message.kind != "command":
+        if turn is not None and turn.task is not None and turn.reply.may_be_stopped:
             turn.is_stopped = True
             turn.task.cancel()
             self._stopped.add(chat)

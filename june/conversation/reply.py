@@ -4,7 +4,7 @@ The text goes into the outbox as soon as the model has written it, the voice whe
 step is committed: a turn that is repeated after a crash hears and writes nothing twice.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
@@ -13,9 +13,9 @@ from june.conversation.addressing import is_stop, names_june
 from june.conversation.memory import fit
 from june.conversation.turn import Heard, TurnRequest, TurnResult, VoicePipeline
 from june.errors import SENTENCES, DeliveryError, GenerationError, StageError, StoreError
-from june.messages import ChatPreferences, Inbound, Outbound
+from june.messages import ChatPreferences, Inbound, Outbound, Transcript, Voice
 from june.settings import Settings
-from june.store import Received, Store
+from june.store import Received, Role, Store
 from june.telemetry import errors_total, log, where
 
 
@@ -47,6 +47,40 @@ class ChatApps(Protocol):
     ) -> AbstractAsyncContextManager[None]:
         """Shows in the message's chat that june works on an answer."""
 
+    def literal(self, text: str, /) -> str:
+        """Markdown that shows a text as it is."""
+
+
+class Address(Protocol):
+    """Where a message goes; see `june.chat.addresses`."""
+
+    @property
+    def chat(self) -> str:
+        """Such as "telegram:123456789"."""
+
+    @property
+    def user(self) -> str:
+        """Whom it is for."""
+
+    @property
+    def other_users(self) -> tuple[str, ...]:
+        """Whom it goes to instead, in this order, if the chat does not take it."""
+
+
+class Addresses(Protocol):
+    """Where people with access are reached."""
+
+    async def role_of(self, user: str) -> Role | None:
+        """Whether someone is an owner, allowed, or (None) a stranger."""
+
+    async def owner(self) -> Address:
+        """Where the owner is reached.
+
+        Raises:
+            QueueError: no owner is on an app that june is on.
+            DeliveryError: the chat cannot be found out at the moment.
+        """
+
 
 STOPPED = "Stopped."
 
@@ -73,6 +107,7 @@ class Desk:
     """What answering takes.
 
     Attributes:
+        addresses: where the owner is reached.
         run_command: what becomes of a command.
         on_outbox: called when there is something to send.
     """
@@ -81,6 +116,7 @@ class Desk:
     store: Store
     pipeline: VoicePipeline
     apps: ChatApps
+    addresses: Addresses
     run_command: CommandRunner
     on_outbox: Callable[[], None]
 
@@ -92,12 +128,27 @@ class Desk:
         """
         if received.transcript is not None:
             return Heard(received.transcript)
+        return await self._hear(received, await self._download(received))
+
+    async def hear_and_record(self, received: Received) -> tuple[Transcript, Voice]:
+        """What a message's recording says, and the recording, to be kept: the app's link to it expires.
+
+        Raises:
+            StageError: the recording cannot be had, or is none.
+        """
+        recording = await self._download(received)
+        transcript = received.transcript or (await self._hear(received, recording)).transcript
+        return transcript, await self.pipeline.record(recording)
+
+    async def _download(self, received: Received) -> bytes:
         try:
-            recording = await self.apps.download(received.message)
+            return await self.apps.download(received.message)
         except DeliveryError as error:
             if error.reason == "too_large":
                 raise StageError("download", "audio_too_large_for_app", str(error)) from None
             raise StageError("download", "download_failed", str(error)) from None
+
+    async def _hear(self, received: Received, recording: bytes) -> Heard:
         preferences = await self.store.preferences(received.message.chat)
         heard = await self.pipeline.hear(recording, preferences.language)
         await self.store.note_transcript(received.id, heard.transcript)
@@ -118,6 +169,11 @@ class Reply:
         self._text = received.answer
         self._is_committed = bool(received.answer)
         self._preview: Preview | None = None
+
+    @property
+    def may_be_stopped(self) -> bool:
+        """Whether "stop" ends it: it is june's answer to a person."""
+        return self.received.message.kind != "command" and self.received.message.route == "assistant"
 
     async def make(self) -> None:
         """Answer the message, or say why not; what is to be sent is in the outbox then.
@@ -184,12 +240,27 @@ class Reply:
         self._mode = choose_mode(preferences.mode or self._settings.reply.mode, is_recording=is_recording)
         async with self._desk.apps.working(message, "recording" if self._mode.speaks else "typing"):
             heard = await self._desk.hear(self.received) if is_recording else None
+            if heard is not None and (note := self._for_the_queue(heard.transcript)) is not None:
+                await self._hand_over(note)
+                return
             if is_stop(heard.transcript.text if heard is not None else message.text, names):
                 await self._finish([self._outbound(STOPPED)], "command")  # the dispatcher has done it
                 return
             result = await self._turn(heard, preferences)
             self.timings_s = result.timings_s
-            await self._finish(self._rest(result), result.outcome, answer=self._text)
+            await self._finish(
+                self._rest(result), result.outcome, answer=self._text, timings_s=result.timings_s
+            )
+
+    def _for_the_queue(self, transcript: Transcript) -> str | None:
+        """What an owner said behind the queue's word; None: the word was not said."""
+        is_owner = self.received.role == "owner"
+        return self._settings.routes.after_queue_word(transcript.text) if is_owner else None
+
+    async def _hand_over(self, text: str) -> None:
+        """Let one of the owner's programs have the message, with its recording and what was heard."""
+        _, voice = await self._desk.hear_and_record(self.received)
+        await self._desk.store.hand_over(self.received.id, voice, text=text)
 
     async def _turn(self, heard: Heard | None, preferences: ChatPreferences) -> TurnResult:
         message = self.received.message
@@ -255,8 +326,9 @@ class Reply:
         *,
         answer: str = "",
         error: str = "",
-        status: Literal["RESPONDED", "ERROR"] = "RESPONDED",
+        status: Literal["RESPONDED", "FORWARDED", "ERROR"] = "RESPONDED",
         forget_text: bool = False,
+        timings_s: Mapping[str, float] | None = None,
     ) -> None:
         await self._desk.store.finish(
             self.received.id,
@@ -266,6 +338,7 @@ class Reply:
             error=error,
             status=status,
             forget_text=forget_text,
+            timings_s=timings_s,
         )
         self._desk.on_outbox()
 

@@ -34,7 +34,7 @@ from june.settings import LlmSettings, Settings
 from june.stt import SpeechToText
 from june.telemetry import log, stage
 from june.tts import TextToSpeech
-from june.workers import ModelThread, settled
+from june.workers import ModelThread, StopFlag, settled
 
 T = TypeVar("T")
 
@@ -134,6 +134,32 @@ class VoicePipeline:
         timings_s: dict[str, float] = {}
         pcm = await self._decode(recording, timings_s)
         return Heard(await self._transcribe(pcm, language, timings_s), timings_s)
+
+    async def record(self, recording: bytes) -> Voice:
+        """A person's recording as it is heard here, as a voice message.
+
+        Raises:
+            AudioError: the bytes are no recording that june accepts.
+        """
+
+        def rewrite(_: StopFlag) -> Voice:
+            encoder = audio.OpusEncoder(self._settings.audio.opus_bitrate)
+            pcm = audio.decode(recording, self._settings.audio)
+            encoder.write((pcm * np.iinfo(np.int16).max).astype(np.int16), audio.DECODED_RATE_HZ)
+            return encoder.finish()
+
+        async with _limited("encode", CODEC_TIMEOUT_S, {}):
+            return await self._codec.run(rewrite)
+
+    async def speak(self, text: str, language: str = "") -> tuple[Voice, ...]:
+        """A text as voice messages, each at most `reply.max_voice_s` long.
+
+        Raises:
+            StageError: nothing in it can be said, or speaking or encoding failed.
+        """
+        answer = _Answer()
+        answer.write_whole(text)
+        return await self._voices(answer, self._voice_for(language), {})
 
     async def answer(self, request: TurnRequest, listener: TurnListener | None = None) -> TurnResult:
         """The answer to one question; cancelling it stops the models.

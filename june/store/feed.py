@@ -13,7 +13,7 @@ CONDITIONS = {
     "chat": "chat = :chat",
     "user": "user = :user",
     "direction": "direction = :direction",
-    "kind": "iif(purpose <> '', purpose, kind) = :kind",
+    "kind": "iif(kind = 'text' AND purpose <> '', purpose, kind) = :kind",
     "status": "status = :status",
     "since_s": "created_at_s >= :since_s",
     "until_s": "created_at_s < :until_s",

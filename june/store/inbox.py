@@ -23,12 +23,17 @@ class Inbox(Database):
         *,
         cursor: tuple[str, str] | None = None,
         replies: Sequence[Outbound] = (),
+        confirm: Callable[[Received], Outbound | None] = lambda _: None,
     ) -> list[Received]:
         """The messages of the batch that were not known; they are now committed as NEW.
 
-        The cursor (its name and value) and the replies, which go to the outbox, are part of the transaction.
+        The cursor (its name and value) and the replies, which go to the outbox, are part of the transaction;
+        so is what `confirm` says of each message that was not known.
         """
         rows = [_add_inbound(sql, message, role) for message, role in batch]
+        for row in rows:
+            if row is not None and (notice := confirm(row)) is not None:
+                add_outbound(sql, notice, answers=row.id)
         for reply in replies:
             add_outbound(sql, reply)
         if cursor is not None:
@@ -146,6 +151,13 @@ class Inbox(Database):
             return False
         if status == "ERROR":
             free(sql, message_id)
+        if outcome == "returned":
+            sql.execute(
+                "UPDATE messages SET status = 'RESPONDED', updated_at_s = :now_s"
+                " WHERE id = (SELECT answers FROM messages WHERE id = :id) AND status = 'FORWARDED'",
+                id=message_id,
+                now_s=sql.now_s,
+            )
         if forget_text:
             sql.execute(
                 "UPDATE messages SET text = '', transcript = NULL, attachment = NULL WHERE id = :id",

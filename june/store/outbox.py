@@ -119,7 +119,7 @@ class Outbox(Database):
         sql.execute(
             "UPDATE messages SET status = 'NEW', claimed_by = '', attempts = 0, delivered = '[]',"
             " chat = :chat, platform = :platform, user = :user, other_users = :other_users, reply_to = '',"
-            " answers = NULL, updated_at_s = :now_s"
+            " updated_at_s = :now_s"
             " WHERE id = :id AND direction = 'out' AND status = 'PROCESSING'",
             id=message_id,
             chat=chat,
@@ -160,11 +160,11 @@ def add_outbound(sql: Transaction, message: Outbound, *, answers: int | None = N
     """The id of a message that is put behind the others of its chat."""
     row = sql.one(
         "INSERT INTO messages (direction, platform, chat, kind, text, reply_to, duration_s, preview_id,"
-        " answers, edits, echo, text_is_sent, may_group, purpose, forwards,"
-        " due_at_s, created_at_s, updated_at_s)"
+        " answers, edits, echo, text_is_sent, may_group, user, role, other_users, purpose,"
+        " is_unspoken, forwards, due_at_s, created_at_s, updated_at_s)"
         " VALUES ('out', :platform, :chat, :kind, :text, :reply_to, :duration_s, :preview_id,"
-        " :answers, :edits, :echo, :text_is_sent, :may_group, :purpose, :forwards,"
-        " :now_s, :now_s, :now_s) RETURNING id",
+        " :answers, :edits, :echo, :text_is_sent, :may_group, :user, :role, :other_users, :purpose,"
+        " :is_unspoken, :forwards, :now_s, :now_s, :now_s) RETURNING id",
         platform=message.chat.partition(":")[0],
         chat=message.chat,
         kind=message.kind,
@@ -177,7 +177,11 @@ def add_outbound(sql: Transaction, message: Outbound, *, answers: int | None = N
         echo=message.echo,
         text_is_sent=message.text_is_sent,
         may_group=message.may_group and message.kind == "text",
+        user=message.user,
+        role="program" if message.purpose else "",
+        other_users=to_json(message.other_users),
         purpose=message.purpose,
+        is_unspoken=message.is_unspoken,
         forwards=message.forwards or None,
         now_s=sql.now_s,
     )

@@ -8,7 +8,7 @@ What a program may change by itself is `MAY_CHANGE`; every other change of a sta
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from june.errors import QueueError
@@ -17,7 +17,7 @@ from june.store.database import Database, Row, Transaction, transaction
 from june.store.feed import Filter, read_message
 from june.store.outbox import add_outbound, add_voice
 from june.store.questions import settle
-from june.store.rows import Message, Status, to_json
+from june.store.rows import Message, Status
 
 MAY_CHANGE: Mapping[str, Mapping[Status, tuple[Status, ...]]] = {
     "queued": {
@@ -30,6 +30,8 @@ MAY_CHANGE: Mapping[str, Mapping[Status, tuple[Status, ...]]] = {
 }
 """By what a message is: one that programs may claim, one that a program sent, a question of a program."""
 
+UNANSWERED = "is_question AND answered_by IS NULL AND status IN ('NEW', 'SENT') AND expires_at_s <= :now_s"
+"""A question whose time is over."""
 MAX_TEXT = 20_000
 """Characters of a message that a program sends."""
 KEY_VALID_S = 24 * 3600.0
@@ -147,8 +149,15 @@ class Queue(Database):
         if once is not None and (earlier := _earlier(sql, once)) is not None:
             return read_message(sql, earlier["message_id"])
         row = _claimed(sql, message_id, attempts)
-        answer = Outbound(row["chat"], "text", text, reply_to=row["platform_message_id"], purpose="message")
-        _add(sql, answer, user=row["user"], answers=message_id, is_spoken=is_spoken)
+        answer = Outbound(
+            row["chat"],
+            "text",
+            text,
+            reply_to=row["platform_message_id"],
+            user=row["user"],
+            purpose="message",
+        )
+        _add(sql, answer, answers=message_id, is_spoken=is_spoken)
         _set(sql, message_id, "RESPONDED", outcome="responded")
         return _noted(sql, once, message_id)
 
@@ -193,19 +202,17 @@ class Queue(Database):
             "text",
             letter.text,
             reply_to=_platform_id(sql, letter),
+            user=letter.user,
+            other_users=letter.other_users,
             purpose=letter.purpose,
         )
-        message_id = _add(
-            sql, outbound, user=letter.user, answers=letter.reply_to, is_spoken=letter.is_spoken
-        )
+        message_id = _add(sql, outbound, answers=letter.reply_to, is_spoken=letter.is_spoken)
         expires_in_s = letter.expires_in_s
         sql.execute(
-            "UPDATE messages SET is_question = :is_question, expires_at_s = :expires_at_s,"
-            " other_users = :other_users WHERE id = :id",
+            "UPDATE messages SET is_question = :is_question, expires_at_s = :expires_at_s WHERE id = :id",
             id=message_id,
             is_question=expires_in_s is not None,
             expires_at_s=None if expires_in_s is None else sql.now_s + expires_in_s,
-            other_users=to_json(letter.other_users),
         )
         return _noted(sql, once, message_id)
 
@@ -280,6 +287,17 @@ class Queue(Database):
         return read_message(sql, message_id)
 
     @transaction
+    def has_run_out(self, sql: Transaction) -> bool:
+        """Whether `expire` would find something."""
+        found = sql.rows(
+            f"SELECT 1 FROM messages WHERE {UNANSWERED} UNION ALL"  # noqa: S608 - a constant
+            " SELECT 1 FROM messages WHERE status = 'PROCESSING' AND claimed_by = 'program'"
+            " AND lease_until_s <= :now_s LIMIT 1",
+            now_s=sql.now_s,
+        )
+        return bool(found)
+
+    @transaction
     def expire(self, sql: Transaction, *, max_attempts: int, explain: Explain) -> int:
         """How many leases and questions ran out: the messages are NEW again or ERROR, the questions TIMEOUT.
 
@@ -293,8 +311,7 @@ class Queue(Database):
         for row in leases:
             _retry(sql, row["id"], error="lease_ended", max_attempts=max_attempts, explain=explain)
         questions = sql.execute(
-            "UPDATE messages SET status = 'TIMEOUT', updated_at_s = :now_s WHERE is_question"
-            " AND answered_by IS NULL AND status IN ('NEW', 'SENT') AND expires_at_s <= :now_s",
+            f"UPDATE messages SET status = 'TIMEOUT', updated_at_s = :now_s WHERE {UNANSWERED}",  # noqa: S608
             now_s=sql.now_s,
         ).rowcount
         return len(leases) + questions
@@ -325,16 +342,6 @@ class Queue(Database):
         return True
 
     @transaction
-    def mark_returned(self, sql: Transaction, message_id: int) -> None:
-        """Make a message that is FORWARDED RESPONDED: the owner answered it."""
-        sql.execute(
-            "UPDATE messages SET status = 'RESPONDED', updated_at_s = :now_s"
-            " WHERE id = :id AND status = 'FORWARDED'",
-            id=message_id,
-            now_s=sql.now_s,
-        )
-
-    @transaction
     def next_unspoken(self, sql: Transaction) -> Unspoken | None:
         """The oldest voice message that is yet to be spoken; None: there is none."""
         row = sql.row(
@@ -345,7 +352,11 @@ class Queue(Database):
     @transaction
     def note_spoken(self, sql: Transaction, message_id: int, voices: Sequence[Voice]) -> None:
         """Have a voice message sent as it was spoken; what did not fit into the first follows it."""
-        row = sql.one("SELECT * FROM messages WHERE id = :id", id=message_id)
+        row = sql.row(
+            "SELECT * FROM messages WHERE id = :id AND is_unspoken AND status = 'NEW'", id=message_id
+        )
+        if row is None:  # withdrawn meanwhile
+            return
         first, *rest = voices
         add_voice(sql, message_id, first)
         sql.execute(
@@ -356,8 +367,16 @@ class Queue(Database):
             now_s=sql.now_s,
         )
         for voice in rest:
-            more = Outbound(row["chat"], "voice", voice.text, voice=voice, text_is_sent=True)
-            _add(sql, more, user=row["user"], answers=row["answers"], is_spoken=False)
+            more = Outbound(
+                row["chat"],
+                "voice",
+                voice.text,
+                voice=voice,
+                text_is_sent=True,
+                user=row["user"],
+                purpose=row["purpose"],
+            )
+            add_outbound(sql, more, answers=row["answers"])
 
     @transaction
     def give_up_speaking(self, sql: Transaction, message_id: int, *, error: str) -> None:
@@ -418,20 +437,12 @@ def _set(sql: Transaction, message_id: int, status: Status, *, outcome: str = ""
     )
 
 
-def _add(sql: Transaction, message: Outbound, *, user: str, answers: int | None, is_spoken: bool) -> int:
+def _add(sql: Transaction, message: Outbound, *, answers: int | None, is_spoken: bool) -> int:
     """The id of a program's message in the outbox; one that speaks it is put behind it."""
     message_id = add_outbound(sql, message, answers=answers)
-    ids = [message_id]
     if is_spoken:
-        voice = Outbound(message.chat, "voice", message.text, reply_to=message.reply_to, text_is_sent=True)
-        ids.append(add_outbound(sql, voice, answers=message_id))
-    for each in ids:
-        sql.execute(
-            "UPDATE messages SET role = 'program', user = :user, is_unspoken = :is_unspoken WHERE id = :id",
-            id=each,
-            user=user,
-            is_unspoken=each != message_id,
-        )
+        voice = replace(message, kind="voice", text_is_sent=True, is_unspoken=True)
+        add_outbound(sql, voice, answers=message_id)
     return message_id
 
 

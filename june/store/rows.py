@@ -56,8 +56,6 @@ class Queued:
     """What the platform took of it so far."""
     created_at_s: float
     """When it was committed, seconds since 1970."""
-    other_users: tuple[str, ...] = ()
-    """People whom it goes to instead, in this order, if its chat does not take it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,14 +181,16 @@ def queued(row: Row) -> Queued:
             edits=row["edits"] or 0,
             text_is_sent=bool(row["text_is_sent"]),
             may_group=bool(row["may_group"]),
+            user=row["user"],
+            other_users=tuple(json.loads(row["other_users"])),
             purpose=row["purpose"],
+            is_unspoken=bool(row["is_unspoken"]),
             forwards=row["forwards"] or 0,
         ),
         answers=row["answers"] or 0,
         attempts=row["attempts"],
         delivered=from_json(row["delivered"]),
         created_at_s=float(row["created_at_s"]),
-        other_users=tuple(json.loads(row["other_users"])),
     )
 
 
@@ -204,7 +204,7 @@ def message(row: Row) -> Message:
     return Message(
         **{name: row[name] for name in same.split()},
         role=row["role"] or "june",
-        kind=row["purpose"] or row["kind"],
+        kind=(row["purpose"] if row["kind"] == "text" else "") or row["kind"],
         text="\n".join(filter(None, said)),
         has_audio=bool(row["has_voice"]),
         reply_to=row["answers"],

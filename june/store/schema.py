@@ -116,7 +116,10 @@ MIGRATIONS = (
         WHERE direction = 'in' AND status = 'NEW';
     CREATE INDEX messages_leased ON messages (lease_until_s)
         WHERE status = 'PROCESSING' AND claimed_by = 'program';
-    CREATE INDEX messages_asked ON messages (chat, id) WHERE is_question AND answered_by IS NULL;
+    CREATE INDEX messages_asked ON messages (chat, id) WHERE is_question AND answered_by IS NULL
+        AND status IN ('NEW', 'PROCESSING', 'SENT');
+    CREATE INDEX messages_unanswered ON messages (expires_at_s) WHERE is_question AND answered_by IS NULL
+        AND status IN ('NEW', 'SENT');
     CREATE INDEX messages_unspoken ON messages (id) WHERE is_unspoken;
     CREATE INDEX messages_by_status ON messages (status, id);
     CREATE INDEX messages_by_time ON messages (created_at_s);

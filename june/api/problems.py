@@ -1,0 +1,87 @@
+"""Every failure as one sentence: `application/problem+json` (RFC 9457)."""
+
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from http import HTTPStatus
+
+from aiohttp import web
+
+from june.errors import DeliveryError, QueueError, QueueRefusal, StageError, StoreError
+from june.telemetry import errors_total, log, where
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+STATUSES: Mapping[QueueRefusal, HTTPStatus] = {
+    "unknown": HTTPStatus.NOT_FOUND,
+    "conflict": HTTPStatus.CONFLICT,
+    "key_reused": HTTPStatus.UNPROCESSABLE_ENTITY,
+    "no_access": HTTPStatus.FORBIDDEN,
+}
+SENTENCES = {
+    HTTPStatus.NOT_FOUND: "There is nothing at this address.",
+    HTTPStatus.METHOD_NOT_ALLOWED: "This address does not know that method.",
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "The body is larger than june accepts.",
+}
+"""What aiohttp's own refusals mean."""
+
+
+class ProblemError(Exception):
+    """Ends a request with a status and one sentence, which never holds what was sent."""
+
+    def __init__(self, status: HTTPStatus, detail: str, *, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.headers = headers or {}
+
+
+def problem(status: int, detail: str, headers: Mapping[str, str] | None = None) -> web.Response:
+    """The response for a failure."""
+    body = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "detail": detail}
+    return web.Response(
+        status=status,
+        body=json.dumps(body).encode(),
+        content_type="application/problem+json",
+        headers=headers,
+    )
+
+
+@web.middleware
+async def problems(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Turn whatever a handler raises into a problem."""
+    try:
+        return await handler(request)
+    except web.HTTPException as error:
+        if error.status < HTTPStatus.BAD_REQUEST:
+            raise
+        kept = {name: error.headers[name] for name in ("Allow",) if name in error.headers}
+        return problem(error.status, SENTENCES.get(HTTPStatus(error.status), f"{error.reason}."), kept)
+    except ProblemError as error:
+        return problem(error.status, str(error), error.headers)
+    except Exception as error:  # the boundary: one request never ends june
+        return problem(*_explained(request, error))
+
+
+def _explained(request: web.Request, error: Exception) -> tuple[HTTPStatus, str]:
+    match error:
+        case QueueError():
+            return STATUSES[error.code], str(error)
+        case DeliveryError():
+            return HTTPStatus.SERVICE_UNAVAILABLE, "The chat app is out of reach: please try again."
+        case StoreError() | StageError():  # a StageError: too many wait for the store
+            _report(request, error)
+            return HTTPStatus.SERVICE_UNAVAILABLE, "The store does not answer: please try again."
+        case _:
+            _report(request, error)
+            return HTTPStatus.INTERNAL_SERVER_ERROR, "Something went wrong inside june."
+
+
+def _report(request: web.Request, error: Exception) -> None:
+    errors_total.labels(stage="api", type=type(error).__name__).inc()
+    route = request.match_info.route.resource
+    log.error(
+        "request.failed",
+        type=type(error).__name__,
+        where=where(error),
+        method=request.method,
+        route=route.canonical if route is not None else "",
+    )

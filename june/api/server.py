@@ -1,0 +1,58 @@
+"""The HTTP endpoint: an aiohttp server on june's own event loop."""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+from aiohttp import web
+
+from june.api.access import check_exposure, guard
+from june.api.claims import Claims
+from june.api.events import Events
+from june.api.messages import Messages
+from june.api.monitoring import Monitoring
+from june.api.problems import problems
+from june.api.requests import MAX_BODY_BYTES
+from june.api.services import Services
+from june.errors import SettingsError
+from june.settings import ApiSettings
+from june.telemetry import log
+
+SHUTDOWN_S = 1.0
+"""Time that requests have to end; aiohttp waits for up to twice as long."""
+
+
+@asynccontextmanager
+async def serving(
+    settings: ApiSettings, services: Services, *, more: Sequence[web.RouteDef] = ()
+) -> AsyncIterator[int]:
+    """Serve for as long as the block lasts; the port.
+
+    Args:
+        settings: its section.
+        services: what the endpoints need.
+        more: further endpoints, guarded as these.
+
+    Raises:
+        SettingsError: june cannot listen there, or must not without a token.
+    """
+    check_exposure(settings)
+    app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[problems, guard(settings)])
+    for part in (Messages(services), Claims(services), Events(services), Monitoring(services)):
+        app.add_routes(part.routes())
+    app.add_routes(more)
+    runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=SHUTDOWN_S)
+    await runner.setup()
+    try:
+        try:
+            await web.TCPSite(runner, settings.host, settings.port).start()
+        except OSError as error:
+            raise SettingsError(
+                f"api.port: june cannot listen on {settings.host}:{settings.port}: {error.strerror}."
+            ) from None
+        port = int(runner.addresses[0][1])
+        served = "whoever has the token" if settings.token.get_secret_value() else "this machine only"
+        log.info("api.listening", host=settings.host, port=port, serves=served)
+        yield port
+    finally:
+        services.closing.set()
+        await runner.cleanup()

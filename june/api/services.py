@@ -1,0 +1,87 @@
+"""What the endpoints need of june."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from aiohttp import web
+
+from june.api.requests import timestamp
+from june.chat import AdapterHealth
+from june.chat.addresses import Address
+from june.messages import ModelDescription, Platform
+from june.settings import QueueSettings
+from june.store import Explain, Message, Store
+
+
+class Adapter(Protocol):
+    """A chat app, as monitoring sees it."""
+
+    def health(self) -> AdapterHealth:
+        """Whether the connection works now."""
+
+
+class AddressBook(Protocol):
+    """Where people with access are reached; see `june.chat.addresses`."""
+
+    async def find(self, to: str) -> Address:
+        """The address of "owner", or of a person such as "telegram:123456789".
+
+        Raises:
+            QueueError: they have no access, or june is not on that app.
+            DeliveryError: the chat cannot be found out at the moment.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What the endpoints need of june.
+
+    Attributes:
+        explanation: how the owner is told of a message that is given up.
+        on_outbox: called when there is something to send.
+        models: the models that are warm; none before all are.
+        closing: set when june ends: whoever waits for something is answered then.
+    """
+
+    store: Store
+    queue: QueueSettings
+    addresses: AddressBook
+    adapters: Mapping[Platform, Adapter]
+    explanation: Callable[[], Awaitable[Explain]]
+    on_outbox: Callable[[], None]
+    models: Callable[[], Sequence[ModelDescription]]
+    closing: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+def message_json(message: Message) -> dict[str, Any]:
+    """A message as every endpoint shows it."""
+    trace = message.trace_context.split("-")
+    return {
+        "id": message.id,
+        "platform": message.platform,
+        "chat": message.chat,
+        "user": message.user,
+        "user_name": message.user_name,
+        "role": message.role,
+        "direction": message.direction,
+        "kind": message.kind,
+        "text": message.text,
+        "has_audio": message.has_audio,
+        "status": message.status,
+        "reply_to": message.reply_to,
+        "created_at": timestamp(message.created_at_s),
+        "updated_at": timestamp(message.updated_at_s),
+        "lease_until": timestamp(message.lease_until_s),
+        "expires_at": timestamp(message.expires_at_s),
+        "attempts": message.attempts,
+        "error": message.error or None,
+        "trace_id": trace[1] if len(trace) > 1 else None,  # of a traceparent (W3C Trace Context)
+        "timings_s": message.timings_s or None,
+    }
+
+
+def answer(message: Message, status: int = 200) -> web.Response:
+    """A message as a response."""
+    return web.json_response(message_json(message), status=status)

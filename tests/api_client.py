@@ -1,0 +1,162 @@
+"""june's API on a real port over a real store, and a client that speaks to it."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from aiohttp import ClientSession, ClientTimeout
+
+from june.api.server import serving
+from june.api.services import Services
+from june.chat.addresses import AddressBook
+from june.conversation.leases import Leases
+from june.messages import ModelDescription
+from june.settings import AccessSettings, ApiSettings, QueueSettings
+from june.store import Received, Role, Store, open_store
+from tests.fakes import FakeAdapter
+from tests.stored import Clock, inbound
+
+OWNER = "telegram:1"
+BERT = "telegram:2"
+STRANGER = "telegram:3"
+LOOPBACK, QUEUE = ApiSettings(port=0), QueueSettings()
+ACCESS = AccessSettings(owners=[OWNER, "discord:9"], allowed=[BERT])
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A response, read to its end."""
+
+    status: int
+    body: Any
+    content_type: str
+    headers: dict[str, str]
+
+    @property
+    def detail(self) -> str:
+        """The sentence of a problem, which it is well formed as."""
+        assert self.content_type == "application/problem+json"
+        assert self.body.keys() == {"type", "title", "status", "detail"}
+        assert self.body["status"] == self.status
+        assert self.body["detail"].endswith(".")
+        return str(self.body["detail"])
+
+
+class Client:
+    """Speaks to one API."""
+
+    def __init__(self, session: ClientSession, base_url: str) -> None:
+        self.session = session
+        self.base_url = base_url
+
+    async def call(self, method: str, path: str, body: Any = None, **options: Any) -> Answer:
+        """One request; `body` is sent as JSON."""
+        if body is not None:
+            options["data"] = json.dumps(body)
+            options["headers"] = {"Content-Type": "application/json", **options.get("headers", {})}
+        async with self.session.request(method, self.base_url + path, **options) as response:
+            data = await response.read()
+            is_json = response.content_type.endswith("json")
+            return Answer(
+                response.status,
+                json.loads(data) if is_json else data,
+                response.content_type,
+                dict(response.headers),
+            )
+
+    async def get(self, path: str, **options: Any) -> Answer:
+        """A GET."""
+        return await self.call("GET", path, **options)
+
+    async def post(self, path: str, body: Any, **options: Any) -> Answer:
+        """A POST of JSON."""
+        return await self.call("POST", path, body, **options)
+
+
+@asynccontextmanager
+async def talking_to(port: int, *, token: str = "") -> AsyncIterator[Client]:
+    """A client of the API on a port."""
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    async with ClientSession(headers=headers, timeout=ClientTimeout(60)) as session:
+        yield Client(session, f"http://127.0.0.1:{port}")
+
+
+@dataclass
+class Office:
+    """A queue, its API, and a client."""
+
+    path: Path
+    api: ApiSettings = LOOPBACK
+    queue: QueueSettings = QUEUE
+    access: AccessSettings = ACCESS
+    clock: Clock = field(default_factory=Clock)
+    app: FakeAdapter = field(default_factory=FakeAdapter)
+    models: tuple[ModelDescription, ...] = ()
+    wakes: int = 0
+
+    async def __aenter__(self) -> Self:
+        self._stack = AsyncExitStack()
+        self.store: Store = await self._stack.enter_async_context(
+            open_store(self.path / "june.db", clock=self.clock)
+        )
+        addresses = AddressBook(self.store, self.access, {"telegram": self.app})
+        self.leases = Leases(self.store, self.queue, addresses, self._wake)
+        self.services = Services(
+            store=self.store,
+            queue=self.queue,
+            addresses=addresses,
+            adapters={"telegram": self.app},
+            explanation=self.leases.explanation,
+            on_outbox=self._wake,
+            models=lambda: self.models,
+        )
+        self.port = await self._stack.enter_async_context(serving(self.api, self.services))
+        token = self.api.token.get_secret_value()
+        self.client = await self._stack.enter_async_context(talking_to(self.port, token=token))
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
+
+    def _wake(self) -> None:
+        self.wakes += 1
+
+    async def expire(self) -> int:
+        """End what has run out."""
+        explain = await self.leases.explanation()
+        return await self.store.expire(max_attempts=self.queue.max_attempts, explain=explain)
+
+    async def arrive(self, *texts: str, user: str = OWNER, **fields: Any) -> list[Received]:
+        """Messages for the queue."""
+        number = len(await self.store.history(limit=10**6)) + 100
+        batch = [
+            inbound(number + index, user, text, **{"route": "queue", **fields})
+            for index, text in enumerate(texts)
+        ]
+        role: Role = "owner" if user in self.access.owners else "allowed"
+        return await self.store.receive([(one, role) for one in batch])
+
+    async def deliver(self) -> list[str]:
+        """Send everything that is due; the texts."""
+        sent = []
+        while rows := await self.store.take_due(exclude_chats=(), group_window_s=0):
+            for row in rows:
+                delivered = await self.app.send_text(row.message.chat, row.message.text)
+                await self.store.note_delivered(row.id, delivered)
+                await self.store.mark_sent([row.id])
+                sent.append(row.message.text)
+        return sent
+
+
+async def until(store: Store, holds: Any) -> None:
+    """Wait until an awaited condition holds after a change in the store."""
+    async with asyncio.timeout(20):
+        while True:
+            changed = store.next_change()
+            if await holds():
+                return
+            await changed.wait()
