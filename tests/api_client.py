@@ -152,11 +152,24 @@ class Office:
         return sent
 
 
-async def until(store: Store, holds: Any) -> None:
-    """Wait until an awaited condition holds after a change in the store."""
-    async with asyncio.timeout(20):
-        while True:
-            changed = store.next_change()
-            if await holds():
-                return
-            await changed.wait()
+async def read_events(
+    client: Client, count: int, *, last: str = "", opened: asyncio.Event | None = None
+) -> list[tuple[str, str, Any]]:
+    """So many events: id, name and data; fewer if the stream ends."""
+    events: list[tuple[str, str, Any]] = []
+    headers = {"Last-Event-ID": last} if last else {}
+    async with client.session.get(f"{client.base_url}/v1/events", headers=headers) as response:
+        assert response.content_type == "text/event-stream"
+        fields: dict[str, str] = {}
+        async for line in response.content:
+            if opened is not None:
+                opened.set()
+            name, _, value = line.decode().rstrip("\n").partition(": ")
+            if name and value:
+                fields[name] = value
+            elif "data" in fields:
+                events.append((fields["id"], fields["event"], json.loads(fields["data"])))
+                fields = {}
+                if len(events) == count:
+                    break
+    return events

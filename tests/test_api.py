@@ -1,7 +1,6 @@
 """The API: a real server on loopback over a real store."""
 
 import asyncio
-import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ import pytest
 
 from june.messages import ModelDescription
 from june.settings import QueueSettings
-from tests.api_client import BERT, OWNER, STRANGER, Answer, Office, until
+from tests.api_client import BERT, OWNER, STRANGER, Answer, Office, read_events
 
 
 @pytest.fixture
@@ -264,7 +263,9 @@ async def test_a_status_is_set_only_as_the_state_machine_allows(office: Office, 
         else:
             body = {"to": "owner", "text": "Something"}
             message_id = (await office.client.post("/v1/messages", body)).body["id"]
-        path: dict[str, list[str]] = {"NEW": []} | {to: [to] for start, to in ALLOWED[nature] if start == "NEW"}
+        path: dict[str, list[str]] = {"NEW": []} | {
+            to: [to] for start, to in ALLOWED[nature] if start == "NEW"
+        }
         if status not in path:
             return None
         for step in path[status]:
@@ -450,38 +451,19 @@ async def test_a_repeated_claim_and_answer_are_carried_out_once(office: Office) 
 
 
 async def test_changes_are_streamed_and_a_stream_goes_on_where_it_ended(office: Office) -> None:
-    async def read(count: int, headers: dict[str, str] | None = None) -> list[tuple[str, str, Any]]:
-        events: list[tuple[str, str, Any]] = []
-        async with office.client.session.get(
-            f"{office.client.base_url}/v1/events", headers=headers or {}
-        ) as response:
-            assert response.content_type == "text/event-stream"
-            fields: dict[str, str] = {}
-            opened.set()
-            async for line in response.content:
-                name, _, value = line.decode().rstrip("\n").partition(": ")
-                if name and value:
-                    fields[name] = value
-                elif "data" in fields:
-                    events.append((fields["id"], fields["event"], json.loads(fields["data"])))
-                    fields = {}
-                    if len(events) == count:
-                        return events
-        return events
-
     opened = asyncio.Event()
     (before,) = await office.arrive("Before")
-    reading = asyncio.create_task(read(2))
+    reading = asyncio.create_task(read_events(office.client, 2, opened=opened))
     await opened.wait()
     (arrived,) = await office.arrive("Hello")
     await office.client.post("/v1/messages/claim", {"id": arrived.id})
     events = await reading
     assert [(event, data["id"]) for _, event, data in events] == [("message", arrived.id)] * 2
     assert events[1][2] == (await office.client.get(f"/v1/messages/{arrived.id}")).body
-    resumed = await read(2, {"Last-Event-ID": "0"})
+    resumed = await read_events(office.client, 2, last="0")
     assert [data["id"] for _, _, data in resumed] == [before.id, arrived.id]
-    assert (await read(1, {"Last-Event-ID": events[0][0]}))[0][0] == events[1][0]
-    ((_, event, data),) = await read(1, {"Last-Event-ID": "999999"})  # of another file
+    assert (await read_events(office.client, 1, last=events[0][0]))[0][0] == events[1][0]
+    ((_, event, data),) = await read_events(office.client, 1, last="999999")  # of another file
     assert (event, data) == ("reset", {})
     assert (await office.client.get("/v1/events", headers={"Last-Event-ID": "-1"})).status == 400
 
@@ -549,9 +531,9 @@ async def test_a_shutdown_ends_streams_and_whoever_waits(tmp_path: Path) -> None
     async with Office(tmp_path) as office:
         question = await ask(office)
         waiting = asyncio.create_task(office.client.get(f"/v1/messages/{question}/reply?wait_s=60"))
-        streaming = asyncio.create_task(office.client.get("/v1/events"))
-        await until(office.store, lambda: asyncio.sleep(0, result=True))
-        await office.client.get("/ready")
+        opened = asyncio.Event()
+        streaming = asyncio.create_task(read_events(office.client, 1, opened=opened))
+        await opened.wait()
         office.services.closing.set()
         assert (await waiting).body == {"status": "SENT", "reply": None}
-        assert (await streaming).status == 200
+        assert await streaming == []

@@ -21,6 +21,7 @@ from june.telemetry import configure_logging
 
 OWNER, BOB, STRANGER = "telegram:1", "telegram:2", "telegram:3"
 START_S = 1_800_000_000.0
+NO_ROUTES = RoutesSettings()
 
 
 @dataclass
@@ -45,7 +46,9 @@ class Doorstep:
 
 
 @asynccontextmanager
-async def open_door(path: Path, access: AccessSettings) -> AsyncIterator[Doorstep]:
+async def open_door(
+    path: Path, access: AccessSettings, routes: RoutesSettings = NO_ROUTES
+) -> AsyncIterator[Doorstep]:
     def note(new: Sequence[Received]) -> None:
         opened.received += new
 
@@ -56,9 +59,7 @@ async def open_door(path: Path, access: AccessSettings) -> AsyncIterator[Doorste
         return opened.now_s
 
     async with open_store(path / "june.db", clock=clock) as store:
-        opened = Doorstep(
-            store, Gate(store, access, RoutesSettings(), on_received=note, on_outbox=wake, clock=clock)
-        )
+        opened = Doorstep(store, Gate(store, access, routes, on_received=note, on_outbox=wake, clock=clock))
         yield opened
 
 
@@ -431,3 +432,48 @@ async def test_of_what_could_not_be_committed_nobody_hears(door: Doorstep, tmp_p
             await gate.receive([text(OWNER)], cursor=("offset", "19"))
     assert door.received == []
     assert await door.gate.cursor("offset") == ""
+
+
+# What becomes of it
+
+ROUTES = [
+    # who, what, settings, what is kept: route, text, kind
+    (OWNER, {"text": "Hello"}, {}, ("assistant", "Hello", "text")),
+    (OWNER, {"text": "Hello"}, {"owner": "queue"}, ("queue", "Hello", "text")),
+    (BOB, {"text": "Hello"}, {"owner": "queue"}, ("assistant", "Hello", "text")),
+    (BOB, {"text": "Hello"}, {"allowed": "forward"}, ("forward", "Hello", "text")),
+    (BOB, {"text": "/help", "kind": "command"}, {"allowed": "queue"}, ("assistant", "/help", "command")),
+    (OWNER, {"text": "/queue Buy milk", "kind": "command"}, {}, ("queue", "Buy milk", "text")),
+    (OWNER, {"text": "/QUEUE\nBuy\nmilk", "kind": "command"}, {}, ("queue", "Buy\nmilk", "text")),
+    (OWNER, {"text": "/queue", "kind": "command"}, {}, ("assistant", "/queue", "command")),
+    (BOB, {"text": "/queue Buy milk", "kind": "command"}, {}, ("assistant", "/queue Buy milk", "command")),
+    (OWNER, {"text": "Note: buy milk"}, {"queue_word": "note"}, ("queue", "buy milk", "text")),
+    (
+        OWNER,
+        {"text": "Notebooks are nice"},
+        {"queue_word": "note"},
+        ("assistant", "Notebooks are nice", "text"),
+    ),
+    (OWNER, {"text": "Note"}, {"queue_word": "note"}, ("assistant", "Note", "text")),
+    (BOB, {"text": "Note: buy milk"}, {"queue_word": "note"}, ("assistant", "Note: buy milk", "text")),
+]
+
+
+@pytest.mark.parametrize(("user", "sent", "routes", "kept"), ROUTES)
+async def test_the_settings_and_the_sender_decide_what_becomes_of_a_message(
+    tmp_path: Path, user: str, sent: dict[str, Any], routes: dict[str, Any], kept: tuple[str, str, str]
+) -> None:
+    access = AccessSettings(owners=[OWNER], allowed=[BOB])
+    async with open_door(tmp_path, access, RoutesSettings(**routes)) as door:
+        await door.gate.receive([replace(text(user), **sent)])
+        (received,) = door.received
+        assert (received.message.route, received.message.text, received.message.kind) == kept
+
+
+async def test_what_a_command_puts_into_the_queue_is_confirmed_once(door: Doorstep) -> None:
+    message = replace(text(OWNER), kind="command", text="/queue Buy milk")
+    for _ in range(2):
+        await door.gate.receive([message])
+    (notice,) = await door.sent()
+    assert (notice.text, notice.reply_to) == ("It waits in the queue.", message.message_id)
+    assert door.outbox_calls

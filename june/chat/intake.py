@@ -111,18 +111,19 @@ class Gate:
                 else:
                     replies += self._refuse(message, refusal)
             commands = {(one.chat, one.message_id) for one in batch if one.kind == "command"}
+            queued = {(one.chat, one.message_id) for one, _ in accepted if one.kind != "command"} & commands
 
             def confirm(received: Received) -> Outbound | None:
-                queued = received.message
-                was_command = (queued.chat, queued.message_id) in commands and queued.route == "queue"
-                return _notice(queued, QUEUED) if was_command else None
+                message = received.message
+                is_queued = (message.chat, message.message_id) in queued
+                return _notice(message, QUEUED) if is_queued else None
 
             new = await self._store.receive(accepted, cursor=cursor, replies=replies, confirm=confirm)
             for received in new:
                 messages_total.labels(received.message.platform, received.message.kind, received.role).inc()
             if new:
                 self._on_received(new)
-            if replies or commands:
+            if replies or queued:
                 self._on_outbox()
 
     async def _turn_away(self, message: Inbound) -> list[Outbound]:
