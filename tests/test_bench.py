@@ -9,14 +9,19 @@ from pathlib import Path
 import pytest
 
 from june.audio import decode
+from june.bench.llm import Plan, contest_settings, open_peer
+from june.bench.peers import Contest, Name
+from june.bench.plot import draw
 from june.bench.report import emit, percentiles, process_age_s
+from june.bench.roofline import memory_bandwidth_bytes_per_s
+from june.bench.talk import Talk
 from june.bench.voice import PACED_PROSE, PacedModel, Question, VoiceBench, compare_windows, wrong_words
 from june.errors import JuneError
 from june.messages import ChatMessage, ChatRequest, Sampling
 from june.settings import PROJECT_ROOT, AudioSettings, Settings
 from june.stt.faster_whisper import FasterWhisper
 from june.tts.piper import Piper
-from tests.conftest import STT, TTS
+from tests.conftest import LLM, STT, TTS
 
 REQUEST = ChatRequest((ChatMessage("user", "Why is the sky blue?"),), Sampling(), max_tokens=1)
 
@@ -103,7 +108,7 @@ async def test_the_window_that_follows_the_note_is_faster(
 @pytest.mark.parametrize(
     ("options", "llm"),
     [
-        (["--answer-tokens", "20"], "smollm2-135m-instruct"),
+        (["--answer-tokens", "20", "--concurrency", "2"], "smollm2-135m-instruct"),
         pytest.param(["--paced", "100"], "paced", marks=pytest.mark.slow),
     ],
 )
@@ -135,3 +140,118 @@ def test_the_last_line_of_a_run_is_its_report(
     for name in ("overhead_ratio", "serial_ratio", "stt_window_ratio", "ready_s"):
         assert 0.1 < report[name] < 100
     assert 300 < report["peak_rss_mb"] < 2_000
+    if "--concurrency" in options:
+        (at_once,) = report["concurrency"]
+        assert at_once["people"] == 2
+        assert 0 < at_once["first_s"] <= at_once["p50_s"] <= at_once["p95_s"] <= at_once["last_s"]
+        assert at_once["turns_per_minute"] == pytest.approx(2 * 60 / at_once["last_s"], rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        ("llm", ["--conversations", "0"]),
+        ("llm", ["--conversations", "1,two"]),
+        ("llm", ["--conversations", ""]),
+        ("llm", ["--conversations", "1,65"]),
+        ("voice", ["--concurrency", "1,-2"]),
+        ("voice", ["--concurrency", "four"]),
+    ],
+)
+def test_a_wrong_number_of_conversations_is_one_sentence(command: str, options: list[str]) -> None:
+    child = subprocess.run(
+        [sys.executable, "-m", "june", "bench", command, *options],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=PROJECT_ROOT,
+    )
+    assert child.returncode == 2
+    assert child.stdout == ""
+    assert child.stderr == f"june: {options[0]}: expected numbers from 1 to 64, such as 1,2,4,8.\n"
+
+
+def test_bench_llm_compares_the_engines_and_ends_with_its_report(settings_file: Path, tmp_path: Path) -> None:
+    report_file, plot_file = tmp_path / "report.json", tmp_path / "plot.png"
+    sizes = ["--conversations", "2,1", "--tokens", "4", "--long-tokens", "16", "--prompt-tokens", "400"]
+    command: list[str | Path] = [sys.executable, "-m", "june", "bench", "llm", "--rounds", "1", *sizes]
+    child = subprocess.run(
+        [*command, "--plot", plot_file, "--json", report_file, "--settings", settings_file],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=PROJECT_ROOT,
+    )
+    *shown, line = child.stdout.splitlines()
+    assert f"The plot is in {plot_file}." in shown
+    assert report_file.read_text() == line + "\n"
+    report = json.loads(line)
+    assert list(report) == [
+        *("suite", "machine", "model", "runs", "prefix", "interleave", "step_overhead_share", "roofline"),
+        "long_answer",
+    ]
+    assert (report["suite"], report["model"]) == ("llm", LLM)
+    runs = {(run["engine"], run["conversations"]): run for run in report["runs"]}
+    assert set(runs) == {(engine, n) for engine in ("june", "llama", "xllamacpp") for n in (1, 2)}
+    for run in runs.values():
+        assert run.keys() == {
+            *("engine", "conversations", "tokens_per_second", "ttft_p50_s", "ttft_max_s"),
+        }
+        assert run["tokens_per_second"] > 0
+        assert 0 < run["ttft_p50_s"] <= run["ttft_max_s"]
+    assert runs["llama", 2]["ttft_max_s"] > runs["llama", 2]["ttft_p50_s"]  # the second waits for the first
+    assert report["prefix"].keys() == {"cold_ttft_s", "warm_ttft_s", "alternating_ttft_s"}
+    assert report["prefix"]["warm_ttft_s"] < report["prefix"]["cold_ttft_s"]
+    assert report["interleave"].keys() == {"longest_pause_s", "chunk_s"}
+    assert report["roofline"].keys() == {"bandwidth_gb_s", "share"}
+    assert 0 < report["step_overhead_share"] < 1
+    assert 0 < report["roofline"]["share"] < 1
+    assert report["long_answer"].keys() == {"june_s", "llama_s"}
+    assert plot_file.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+
+
+PLAN = Plan((1,), tokens=4, long_tokens=16, prompt_tokens=400, rounds=1)
+
+
+@pytest.mark.parametrize("engine", ["llama", "xllamacpp"])
+async def test_a_peer_reads_what_june_reads_and_writes_what_june_writes(
+    engine: Name, settings: Settings, model_paths: dict[str, Path]
+) -> None:
+    fixed = contest_settings(settings.llm, PLAN)
+    chat = Talk(settings.llm.system_prompt).ask("Repeat: one, two, three.", tokens=4)
+    answers = []
+    for name in ("june", engine):
+        async with open_peer(Contest(name, LLM, str(model_paths[LLM]), fixed)) as peer:
+            answers += (await peer.run(chat)).answers
+    ours, theirs = answers
+    assert theirs.prompt_tokens == ours.prompt_tokens > 30
+    assert theirs.text == ours.text
+    assert len(theirs.pieces_s) == len(ours.pieces_s) == 4
+
+
+@pytest.mark.parametrize("engine", ["june", "llama", "xllamacpp"])
+async def test_an_engine_that_cannot_load_says_so(engine: Name, settings: Settings, tmp_path: Path) -> None:
+    contest = Contest(engine, LLM, str(tmp_path / "missing.gguf"), contest_settings(settings.llm, PLAN))
+    with pytest.raises(JuneError, match=f"{engine} cannot be measured: .+"):
+        async with open_peer(contest):
+            pass
+
+
+def test_nothing_is_said_twice_in_a_bench() -> None:
+    talk = Talk("")
+    said = [talk.question() for _ in range(5_000)] + [talk.prose(100) for _ in range(1_000)]
+    assert len(set(said)) == len(said)
+    assert talk.question() not in said
+    assert Talk("").question() == said[0]
+
+
+def test_without_matplotlib_there_is_a_sentence_and_no_plot(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert draw({}, tmp_path / "plot.png").startswith("There is no plot")
+    assert not list(tmp_path.iterdir())
+
+
+async def test_memory_is_faster_than_a_disk_and_slower_than_a_cache() -> None:
+    assert 5e8 < await memory_bandwidth_bytes_per_s(threads=2) < 2e12

@@ -174,6 +174,28 @@ class VoiceBench:
                 await way(question, timings)
         return self._figures(timings)
 
+    async def run_at_once(self, questions: tuple[Question, ...], people: int, rounds: int) -> dict[str, Any]:
+        """The figures of `rounds` in which so many people ask at the same moment, each something else."""
+        all_s: list[float] = []
+        rounds_s: list[list[float]] = []
+        for number in range(rounds):
+            asked = [questions[(number + person) % len(questions)] for person in range(people)]
+            begin = time.perf_counter()
+
+            async def answered_s(question: Question, begin: float = begin) -> float:
+                await self._pipeline.answer(TurnRequest(audio=question.audio))
+                return time.perf_counter() - begin
+
+            rounds_s.append(sorted(await asyncio.gather(*map(answered_s, asked))))
+            all_s += rounds_s[-1]
+        return {
+            "people": people,
+            "turns_per_minute": round(60 * len(all_s) / sum(seconds[-1] for seconds in rounds_s), 2),
+            **percentiles(all_s),
+            "first_s": _median([seconds[0] for seconds in rounds_s]),
+            "last_s": _median([seconds[-1] for seconds in rounds_s]),
+        }
+
     async def _time_june(self, question: Question, timings: _Timings) -> None:
         result = await self._pipeline.answer(TurnRequest(audio=question.audio))
         timings.june.append(result)

@@ -1,7 +1,10 @@
 """`python -m june bench`: what june's figures are on this machine."""
 
 import asyncio
+from contextlib import AsyncExitStack
+from importlib.util import find_spec
 from pathlib import Path
+from statistics import median
 from typing import Annotated, Any
 
 import typer
@@ -12,10 +15,16 @@ from typer.core import TyperGroup
 from june import app as composition
 from june import hardware
 from june.bench import report
+from june.bench.llm import Figures, LlmBench, Plan, contest_settings, open_peer
+from june.bench.peers import Contest, Name
+from june.bench.plot import draw
 from june.errors import JuneError
+from june.models import require
 from june.settings import Settings, load_settings
 from june.telemetry import configure_logging
 
+MOST_AT_ONCE = 64
+ROUNDS_AT_ONCE = 3
 ANSWER_TOKENS = 40
 PACED_ANSWER_TOKENS = 160
 
@@ -43,20 +52,82 @@ def voice(
     turns: Annotated[int, typer.Option(min=1, help="Turns to time.")] = 18,
     paced: Annotated[float, typer.Option(min=0, help="Stand-in model of so many tokens a second.")] = 0,
     answer_tokens: Annotated[int, typer.Option(min=0, help="Tokens an answer; 0: 40, paced 160.")] = 0,
+    concurrency: Annotated[
+        str, typer.Option(metavar="N,N", help="Also time so many people who ask at once, such as 1,2,4,8.")
+    ] = "",
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the JSON line here too.")] = None,
     settings_file: Annotated[Path | None, typer.Option("--settings", help="Settings file.")] = None,
 ) -> None:
     """Time whole turns, and the same work without june."""
-    settings = load_settings(settings_file)
-    telemetry = settings.telemetry.model_copy(update={"log_level": "warning"})
-    configure_logging(telemetry)
+    people = _counts("--concurrency", concurrency) if concurrency else ()
+    settings = _quiet_settings(settings_file)
     tokens = answer_tokens or (PACED_ANSWER_TOKENS if paced else ANSWER_TOKENS)
-    figures = asyncio.run(_voice(settings, turns, paced, tokens))
+    figures = asyncio.run(_voice(settings, turns, paced, tokens, people))
     _print(figures)
     report.emit(figures, json_file)
 
 
-async def _voice(settings: Settings, turns: int, paced: float, tokens: int) -> dict[str, Any]:
+@app.command()
+def llm(
+    *,
+    conversations: Annotated[
+        str, typer.Option(metavar="N,N", help="How many at once, each in turn.")
+    ] = "1,2,4,8",
+    tokens: Annotated[int, typer.Option(min=2, max=1024, help="Tokens an answer.")] = 96,
+    long_tokens: Annotated[int, typer.Option(min=2, help="Tokens of the one long answer.")] = 2_000,
+    prompt_tokens: Annotated[
+        int, typer.Option(min=100, help="Tokens of the long prompt; a long history has half of them.")
+    ] = 2_000,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds; figures are medians over them.")] = 3,
+    plot_file: Annotated[Path, typer.Option("--plot", help="Write the plot here.")] = Path("bench-llm.png"),
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the JSON line here too.")] = None,
+    settings_file: Annotated[Path | None, typer.Option("--settings", help="Settings file.")] = None,
+) -> None:
+    """Time many conversations in june's engine, a locked Llama and, if it is installed, xllamacpp."""
+    counts = _counts("--conversations", conversations)
+    settings = _quiet_settings(settings_file)
+    figures = asyncio.run(_llm(settings, Plan(counts, tokens, long_tokens, prompt_tokens, rounds)))
+    _print_llm(figures)
+    try:
+        print(draw(figures.report, plot_file))
+    finally:
+        report.emit(figures.report, json_file)
+
+
+def _quiet_settings(file: Path | None) -> Settings:
+    settings = load_settings(file)
+    configure_logging(settings.telemetry.model_copy(update={"log_level": "warning"}))
+    return settings
+
+
+def _counts(option: str, text: str) -> tuple[int, ...]:
+    """The whole numbers that an option lists, ascending."""
+    numbers = [int(part) if part.strip().isdecimal() else 0 for part in text.split(",")]
+    if not all(0 < number <= MOST_AT_ONCE for number in numbers):
+        raise JuneError(f"{option}: expected numbers from 1 to {MOST_AT_ONCE}, such as 1,2,4,8.")
+    return tuple(sorted(set(numbers)))
+
+
+async def _llm(settings: Settings, plan: Plan) -> Figures:
+    model = composition.choose_models(settings).llm
+    path = require(model, settings.models.directory)
+    fixed = contest_settings(settings.llm, plan)
+    names: list[Name] = ["june", "llama"]
+    if find_spec("xllamacpp"):
+        names.append("xllamacpp")
+    console = Console(stderr=True)
+    async with AsyncExitStack() as stack:
+        with console.status("loading") as status:
+            peers = {
+                name: await stack.enter_async_context(open_peer(Contest(name, model.name, str(path), fixed)))
+                for name in names
+            }
+            return await LlmBench(peers, model, fixed, plan).run(status.update)
+
+
+async def _voice(
+    settings: Settings, turns: int, paced: float, tokens: int, people: tuple[int, ...]
+) -> dict[str, Any]:
     # The engines' libraries are loaded for this command only.
     from june.bench.voice import (  # noqa: PLC0415
         FixedLength,
@@ -79,6 +150,9 @@ async def _voice(settings: Settings, turns: int, paced: float, tokens: int) -> d
         bench = VoiceBench(settings, stt, model, tts, cores=hardware.cpu_cores())
         try:
             figures = await bench.run(questions, turns)
+            if people:
+                rounds = min(turns, ROUNDS_AT_ONCE)
+                figures["concurrency"] = [await bench.run_at_once(questions, n, rounds) for n in people]
         finally:
             await bench.close()
         windows = compare_windows(stt, settings, questions, rounds=min(turns, 3))
@@ -116,6 +190,48 @@ def _print(figures: dict[str, Any]) -> None:
         "models ready after": f"{figures['ready_s']:.2f} s",
         "peak memory": f"{figures['peak_rss_mb']} MB",
     }
+    summary = Table("figure", "value")
+    for name, value in rows.items():
+        summary.add_row(name, value)
+    console.print(summary)
+    if "concurrency" in figures:
+        at_once = Table("people at once", "turns a minute", "p50 s", "p95 s", "first s", "last s")
+        for row in figures["concurrency"]:
+            seconds = (f"{row[name]:.2f}" for name in ("p50_s", "p95_s", "first_s", "last_s"))
+            at_once.add_row(str(row["people"]), f"{row['turns_per_minute']:.1f}", *seconds)
+        console.print(at_once)
+
+
+def _print_llm(figures: Figures) -> None:
+    console = Console(highlight=False)
+    shown = figures.report
+    table = Table(
+        *("engine", "at once", "tokens/s", "each, tokens/s", "prompt, tokens/s"),
+        *("first token p50 s", "max s"),
+        title=f"{shown['model']}: tokens a second, and waits for the first",
+    )
+    for run in shown["runs"]:
+        rates = figures.rates[run["engine"], run["conversations"]]
+        seconds = (f"{run[name]:.3f}" for name in ("ttft_p50_s", "ttft_max_s"))
+        per_second = (run["tokens_per_second"], *map(median, (rates.one_per_second, rates.read_per_second)))
+        table.add_row(
+            run["engine"], str(run["conversations"]), *(f"{rate:.1f}" for rate in per_second), *seconds
+        )
+    console.print(table)
+    prefix, interleave, roofline = shown["prefix"], shown["interleave"], shown["roofline"]
+    rows = {
+        "first token after a long history, nothing of it known": f"{prefix['cold_ttft_s']:.3f} s",
+        "the next turn": f"{prefix['warm_ttft_s']:.3f} s",
+        "the next turn, after three other chats": f"{prefix['alternating_ttft_s']:.3f} s",
+        "longest pause while a long prompt is read": f"{interleave['longest_pause_s']:.3f} s",
+        "one chunk of such a prompt": f"{interleave['chunk_s']:.3f} s",
+        "one step of all at once": f"{median(figures.steps.step_s) * 1e3:.1f} ms",
+        "of which not llama.cpp's computing": f"{shown['step_overhead_share']:.1%}",
+        "memory bandwidth": f"{roofline['bandwidth_gb_s']:.1f} GB/s",
+        "of the speed that it allows": f"{roofline['share']:.1%}",
+    }
+    for name, seconds_s in shown["long_answer"].items():
+        rows[f"one long answer, {name.removesuffix('_s')}"] = f"{seconds_s:.2f} s"
     summary = Table("figure", "value")
     for name, value in rows.items():
         summary.add_row(name, value)

@@ -1,0 +1,347 @@
+"""june and what people would otherwise pick, each in a process of its own.
+
+`python -m june.bench.peers` reads a `Contest` and then one `Job` a line, and prints what came of each:
+
+- june: its engine as it serves people, through the event loop;
+- llama: the high-level `Llama` of llama-cpp-python. It knows one conversation at a time, so those that come
+  together wait in line, as behind a lock; no thread and no event loop takes anything from it;
+- xllamacpp: llama-server in the process, in a package from PyPI of its own, on as many threads as requests.
+
+All read the same file through its own chat template, take the most likely token, never the one that ends an
+answer, and have the same threads, context, sequences, number format and reuse of prompts. A process has its
+own memory and its own OpenMP, which june sets up for itself alone.
+
+This module imports `llama_cpp` and `xllamacpp` for the comparison only; june's engine is `june/llm`.
+"""
+
+import asyncio
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from pydantic import TypeAdapter
+
+from june.errors import JuneError
+from june.messages import ChatMessage, ChatRequest, Sampling, Usage
+from june.settings import LlmSettings
+from june.workers import ModelThread, StopFlag
+
+Name = Literal["june", "llama", "xllamacpp"]
+GREEDY = Sampling(temperature=0)
+
+
+@dataclass(frozen=True, slots=True)
+class Contest:
+    """Which engine a process is, and what it works with; of threads and cache the settings say how many."""
+
+    engine: Name
+    model: str
+    path: str
+    settings: LlmSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Chat:
+    """One answer that is wanted: exactly `tokens` long."""
+
+    messages: tuple[ChatMessage, ...]
+    tokens: int
+    conversation: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Answers that are wanted at the same time.
+
+    Attributes:
+        after_tokens: the chats after the first come when the first has written so much; june only.
+        watch_decode: note when llama.cpp computes; june only.
+    """
+
+    chats: tuple[Chat, ...]
+    after_tokens: int = 0
+    watch_decode: bool = False
+
+
+@dataclass(slots=True)
+class Written:
+    """One answer, and the seconds since the job's begin at which it was asked for and its pieces came."""
+
+    text: str = ""
+    prompt_tokens: int = 0
+    asked_s: float = 0.0
+    pieces_s: list[float] = field(default_factory=list)
+
+    @property
+    def first_token_s(self) -> float:
+        """Time to the first token."""
+        return self.pieces_s[0] - self.asked_s
+
+
+@dataclass(slots=True)
+class Result:
+    """What came of a job.
+
+    Attributes:
+        answers: one for each chat.
+        decodes_s: begin and end of each time that llama.cpp computed, if that was watched.
+    """
+
+    answers: list[Written]
+    decodes_s: list[tuple[float, float]] = field(default_factory=list)
+
+
+class Peer(Protocol):
+    """An engine."""
+
+    async def load(self) -> None:
+        """Read the weights."""
+
+    async def run(self, job: Job) -> Result:
+        """The answers, written as the engine does best."""
+
+    async def close(self) -> None:
+        """Free everything."""
+
+
+class _June:
+    """june's engine, through the event loop."""
+
+    def __init__(self, contest: Contest) -> None:
+        # Only here: june's hardware module sets OpenMP up, which is not for the others.
+        from june.llm.llama_cpp import LlamaCpp  # noqa: PLC0415
+        from june.models import load_catalogue  # noqa: PLC0415
+
+        model = load_catalogue()[contest.model]
+        self._llm = LlamaCpp(contest.settings, model, Path(contest.path))
+
+    async def load(self) -> None:
+        await self._llm.load()
+        await self._llm.warm_up()
+
+    async def run(self, job: Job) -> Result:
+        answers = [Written() for _ in job.chats]
+        may_come = asyncio.Event()
+        with ExitStack() as stack:
+            decodes_s = stack.enter_context(_watched_decode()) if job.watch_decode else []
+            begin = time.perf_counter()
+
+            async def write(index: int) -> None:
+                if index and job.after_tokens:
+                    await may_come.wait()
+                chat, answer = job.chats[index], answers[index]
+                answer.asked_s = time.perf_counter() - begin
+                async for delta in self._llm.stream(_request(chat)):
+                    if delta.text:
+                        answer.pieces_s.append(time.perf_counter() - begin)
+                        answer.text += delta.text
+                    if len(answer.pieces_s) == job.after_tokens:
+                        may_come.set()
+                    _count(answer, chat, delta.usage)
+                may_come.set()
+
+            await asyncio.gather(*map(write, range(len(answers))))
+        return Result(answers, [(start - begin, end - begin) for start, end in decodes_s])
+
+    async def close(self) -> None:
+        await self._llm.close()
+
+
+def _request(chat: Chat) -> ChatRequest:
+    return ChatRequest(chat.messages, GREEDY, chat.tokens, conversation=chat.conversation, ignore_eos=True)
+
+
+def _count(answer: Written, chat: Chat, usage: Usage | None) -> None:
+    if usage is not None:
+        answer.prompt_tokens = usage.prompt_tokens
+        if usage.completion_tokens != chat.tokens:
+            raise JuneError(f"an answer has {usage.completion_tokens} tokens instead of {chat.tokens}")
+
+
+@contextmanager
+def _watched_decode() -> Iterator[list[tuple[float, float]]]:
+    """Note when each `llama_decode` of the block begins and when its work is done, be it on a GPU."""
+    import llama_cpp  # noqa: PLC0415
+
+    decode = llama_cpp.llama_decode
+    seconds: list[tuple[float, float]] = []
+
+    def watched(context: Any, batch: Any) -> Any:
+        begin = time.perf_counter()
+        status = decode(context, batch)
+        llama_cpp.llama_synchronize(context)
+        seconds.append((begin, time.perf_counter()))
+        return status
+
+    llama_cpp.llama_decode = watched
+    try:
+        yield seconds
+    finally:
+        llama_cpp.llama_decode = decode
+
+
+class _Llama:
+    """llama-cpp-python's `Llama`: one conversation after the other.
+
+    Its own way to forbid the tokens that end an answer is a callback into Python for each token. So that this
+    is not what is measured, it gets a chain of samplers in C instead, the one that june has.
+    """
+
+    def __init__(self, contest: Contest) -> None:
+        self._contest = contest
+        self._library: Any = import_module("llama_cpp")
+        self._llama: Any = None
+
+    async def load(self) -> None:
+        settings, library = self._contest.settings, self._library
+        kv_type = getattr(library, f"GGML_TYPE_{settings.kv_type.upper()}")
+        self._llama = llama = library.Llama(
+            self._contest.path,
+            n_gpu_layers=settings.gpu_layers,
+            n_ctx=settings.kv_tokens,
+            n_threads=settings.threads,
+            n_threads_batch=settings.threads,
+            flash_attn=settings.flash_attention is not False,
+            type_k=kv_type,
+            type_v=kv_type,
+            verbose=False,
+        )
+        vocabulary = library.llama_model_get_vocab(llama.model)
+        never = {
+            token: -math.inf
+            for token in range(llama.n_vocab())
+            if library.llama_vocab_is_eog(vocabulary, token)
+        }
+
+        def greedy_without_end(**_: object) -> Any:
+            sampler = library.internals.LlamaSampler()
+            sampler.add_logit_bias(llama.n_vocab(), never)
+            sampler.add_greedy()
+            return sampler
+
+        llama._init_sampler = greedy_without_end  # noqa: SLF001 - it has no other place for one
+
+    async def run(self, job: Job) -> Result:
+        answers = []
+        begin = time.perf_counter()
+        for chat in job.chats:
+            answer = Written()
+            for chunk in self._llama.create_chat_completion(
+                [asdict(message) for message in chat.messages],
+                max_tokens=chat.tokens,
+                temperature=0,
+                stream=True,
+            ):
+                if text := chunk["choices"][0]["delta"].get("content"):
+                    answer.pieces_s.append(time.perf_counter() - begin)
+                    answer.text += text
+            answer.prompt_tokens = self._llama.n_tokens - chat.tokens + 1  # the last one is not evaluated
+            answers.append(answer)
+        return Result(answers)
+
+    async def close(self) -> None:
+        self._llama.close()
+
+
+class _XLlamaCpp:
+    """llama-server, called through the package's own functions and not through HTTP."""
+
+    def __init__(self, contest: Contest) -> None:
+        import xllamacpp  # noqa: PLC0415
+
+        settings = contest.settings
+        params = xllamacpp.CommonParams()
+        params.model.path = contest.path
+        params.n_gpu_layers = settings.gpu_layers
+        params.n_ctx = settings.kv_tokens
+        params.n_parallel = settings.slots
+        params.kv_unified = True
+        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = settings.threads
+        params.cache_type_k = params.cache_type_v = getattr(
+            xllamacpp.ggml_type, f"GGML_TYPE_{settings.kv_type.upper()}"
+        )
+        params.fit_params = False  # neither layers nor context are left out
+        params.verbosity = -1
+        self._load: Callable[[], Any] = lambda: xllamacpp.Server(params)
+        self._threads = ModelThread("llm", threads=settings.slots)
+
+    async def load(self) -> None:
+        self._server = self._load()
+
+    async def run(self, job: Job) -> Result:
+        begin = time.perf_counter()
+        runs = (self._threads.run(self._write, chat, begin) for chat in job.chats)
+        return Result(await asyncio.gather(*runs))
+
+    def _write(self, stop: StopFlag, chat: Chat, begin: float) -> Written:
+        del stop
+        answer = Written()
+
+        def take(chunk: dict[str, Any]) -> None:
+            if "error" in chunk or "code" in chunk:
+                raise JuneError(f"xllamacpp refuses a request: {chunk.get('message', chunk)}")
+            if chunk["choices"] and (text := chunk["choices"][0]["delta"].get("content")):
+                answer.pieces_s.append(time.perf_counter() - begin)
+                answer.text += text
+            if usage := chunk.get("usage"):
+                _count(answer, chat, Usage(usage["prompt_tokens"], usage["completion_tokens"]))
+
+        request = {
+            "messages": [asdict(message) for message in chat.messages],
+            "max_tokens": chat.tokens,
+            "temperature": 0,
+            "ignore_eos": True,
+            "cache_prompt": True,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+        self._server.handle_chat_completions(request, take)
+        return answer
+
+    async def close(self) -> None:
+        await self._threads.close()
+        del self._server
+
+
+PEERS: dict[Name, Callable[[Contest], Peer]] = {"june": _June, "llama": _Llama, "xllamacpp": _XLlamaCpp}
+
+
+CONTEST, JOB, RESULT = TypeAdapter(Contest), TypeAdapter(Job), TypeAdapter(Result)
+READY = "ready"
+
+
+async def serve(contest: Contest, jobs: Iterator[str], answer: Callable[[str], None]) -> None:
+    """Do one job after the other; nothing else happens meanwhile, so the loop may wait for the next."""
+    peer = PEERS[contest.engine](contest)
+    await peer.load()
+    try:
+        answer(READY)
+        for line in jobs:
+            answer(RESULT.dump_json(await peer.run(JOB.validate_json(line))).decode())
+    finally:
+        await peer.close()
+
+
+def main() -> None:
+    """A process that is one engine; what fails is its last line, a sentence."""
+
+    def answer(line: str) -> None:
+        sys.stdout.write(line + "\n")
+        sys.stdout.flush()
+
+    contest = CONTEST.validate_json(sys.stdin.readline())
+    try:
+        asyncio.run(serve(contest, sys.stdin, answer))
+    except (JuneError, RuntimeError, ValueError, OSError) as error:
+        answer(str(error) or type(error).__name__)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
