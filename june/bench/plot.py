@@ -41,8 +41,7 @@ def draw(report: dict[str, Any], file: Path) -> str:
     rates.set_title("Tokens a second, all answers together", fontsize=11)
     rates.set_ylabel("tokens/s")
     waits.set_title("Longest wait for a first token", fontsize=11)
-    waits.set_ylabel("seconds (logarithmic)")
-    waits.set_yscale("log")
+    waits.set_ylabel("seconds")
     for axes in (rates, waits):
         axes.set_xticks(range(len(counts)), [str(together) for together in counts])
         axes.set_xlabel("conversations at once")
