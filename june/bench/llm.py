@@ -139,6 +139,8 @@ class Rates:
     """Of one answer after its first token, the median one."""
     read_per_second: list[float] = field(default_factory=list)
     """Prompt tokens, of all together."""
+    cpu_s_per_token: list[float] = field(default_factory=list)
+    """What all cores computed for the answers; shows who does more even where others use the cores too."""
     ttft_p50_s: list[float] = field(default_factory=list)
     ttft_max_s: list[float] = field(default_factory=list)
 
@@ -251,7 +253,9 @@ class LlmBench:
         first %= len(names)
         for name in names[first:] + names[:first]:
             rate = rates[name, together]
-            answers = (await self._peers[name].run(*questions)).answers
+            result = await self._peers[name].run(*questions)
+            answers = result.answers
+            rate.cpu_s_per_token.append(result.cpu_s / together / self._plan.tokens)
             rate.tokens_per_second.append(
                 together * self._plan.tokens / max(answer.pieces_s[-1] for answer in answers)
             )

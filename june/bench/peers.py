@@ -7,9 +7,9 @@
   together wait in line, as behind a lock; no thread and no event loop takes anything from it;
 - xllamacpp: llama-server in the process, in a package from PyPI of its own, on as many threads as requests.
 
-All read the same file through its own chat template, take the most likely token, never the one that ends an
-answer, and have the same threads, context, sequences, number format and reuse of prompts. A process has its
-own memory and its own OpenMP, which june sets up for itself alone.
+All read the same file through its own chat template, take the most likely token, never one that ends an
+answer, and have the same threads, context, sequences, number format and reuse of prompts. They have OpenMP as
+june sets it up, too: as their packages leave it, they stand still on a machine that does anything else.
 
 This module imports `llama_cpp` and `xllamacpp` for the comparison only; june's engine is `june/llm`.
 """
@@ -27,6 +27,7 @@ from typing import Any, Literal, Protocol
 
 from pydantic import TypeAdapter
 
+from june import hardware
 from june.errors import JuneError
 from june.messages import ChatMessage, ChatRequest, Sampling, Usage
 from june.settings import LlmSettings
@@ -91,10 +92,12 @@ class Result:
     Attributes:
         answers: one for each chat.
         decodes_s: begin and end of each time that llama.cpp computed, if that was watched.
+        cpu_s: what the process computed, on all cores together; other processes change it least.
     """
 
     answers: list[Written]
     decodes_s: list[tuple[float, float]] = field(default_factory=list)
+    cpu_s: float = 0.0
 
 
 class Peer(Protocol):
@@ -114,7 +117,6 @@ class _June:
     """june's engine, through the event loop."""
 
     def __init__(self, contest: Contest) -> None:
-        # Only here: june's hardware module sets OpenMP up, which is not for the others.
         from june.llm.llama_cpp import LlamaCpp  # noqa: PLC0415
         from june.models import load_catalogue  # noqa: PLC0415
 
@@ -195,11 +197,13 @@ class _Llama:
 
     def __init__(self, contest: Contest) -> None:
         self._contest = contest
-        self._library: Any = import_module("llama_cpp")
+        with hardware.openmp_bound_to_cores():
+            self._library: Any = import_module("llama_cpp")
         self._llama: Any = None
 
     async def load(self) -> None:
         settings, library = self._contest.settings, self._library
+        hardware.keep_on_first_core(settings.threads)
         kv_type = getattr(library, f"GGML_TYPE_{settings.kv_type.upper()}")
         self._llama = llama = library.Llama(
             self._contest.path,
@@ -253,7 +257,8 @@ class _XLlamaCpp:
     """llama-server, called through the package's own functions and not through HTTP."""
 
     def __init__(self, contest: Contest) -> None:
-        import xllamacpp  # noqa: PLC0415
+        with hardware.openmp_bound_to_cores():
+            import xllamacpp  # noqa: PLC0415
 
         settings = contest.settings
         params = xllamacpp.CommonParams()
@@ -323,7 +328,10 @@ async def serve(contest: Contest, jobs: Iterator[str], answer: Callable[[str], N
     try:
         answer(READY)
         for line in jobs:
-            answer(RESULT.dump_json(await peer.run(JOB.validate_json(line))).decode())
+            begin_s = time.process_time()
+            result = await peer.run(JOB.validate_json(line))
+            result.cpu_s = time.process_time() - begin_s
+            answer(RESULT.dump_json(result).decode())
     finally:
         await peer.close()
 

@@ -207,16 +207,16 @@ def _print_llm(figures: Figures) -> None:
     shown = figures.report
     table = Table(
         *("engine", "at once", "tokens/s", "each, tokens/s", "prompt, tokens/s"),
-        *("first token p50 s", "max s"),
+        *("CPU ms/token", "first token p50 s", "max s"),
         title=f"{shown['model']}: tokens a second, and waits for the first",
     )
     for run in shown["runs"]:
         rates = figures.rates[run["engine"], run["conversations"]]
         seconds = (f"{run[name]:.3f}" for name in ("ttft_p50_s", "ttft_max_s"))
         per_second = (run["tokens_per_second"], *map(median, (rates.one_per_second, rates.read_per_second)))
-        table.add_row(
-            run["engine"], str(run["conversations"]), *(f"{rate:.1f}" for rate in per_second), *seconds
-        )
+        cpu_ms = f"{median(rates.cpu_s_per_token) * 1e3:.2f}"
+        written = (f"{rate:.1f}" for rate in per_second)
+        table.add_row(run["engine"], str(run["conversations"]), *written, cpu_ms, *seconds)
     console.print(table)
     prefix, interleave, roofline = shown["prefix"], shown["interleave"], shown["roofline"]
     rows = {
