@@ -109,6 +109,21 @@ def _find(catalogue: Catalogue, key: str, name: str, role: str) -> Model:
     return catalogue[name]
 
 
+async def pull_models(settings: Settings) -> None:
+    """Returns when the chosen models are here, downloading those that are missing.
+
+    Raises:
+        ModelFileError: one cannot be had.
+        ModelLoadError: the preset "gpu" is demanded and does not fit.
+    """
+    from june.models import pull  # noqa: PLC0415 - its HTTP client costs every start 0.1 s
+
+    chosen = choose_models(settings)
+    models = (chosen.stt, chosen.llm, chosen.tts, *chosen.voices)
+    token = settings.models.hugging_face_token.get_secret_value()
+    await pull.pull_logged(models, settings.models.directory, token=token)
+
+
 @asynccontextmanager
 async def open_models(settings: Settings) -> AsyncIterator[Models]:
     """The three models, loaded side by side and warmed; freed at the end.
@@ -275,6 +290,8 @@ class June:
     async def _answer(self) -> None:
         """Load the models and answer what was received, until cancelled."""
         settings = self._settings
+        if settings.models.pull_at_start:
+            await pull_models(settings)
         async with open_models(settings) as models, open_pipeline(settings, models) as pipeline:
             apps = ChatApps(self._store, self._adapters, max_bytes=settings.audio.max_bytes)
             desk = Desk(

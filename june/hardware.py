@@ -110,20 +110,37 @@ def keep_on_first_core(threads: int) -> None:
 def cpu_cores(cgroup_root: Path = Path("/sys/fs/cgroup")) -> int:
     """Cores that this process may use: its affinity, or its cgroup's CPU quota rounded up if that is less."""
     cores = len(os.sched_getaffinity(os.getpid()))
-    own = re.search(r"^0::/(.*)$", Path("/proc/self/cgroup").read_text(), re.MULTILINE)
-    group = cgroup_root / (own[1] if own else "")
-    for folder in (group, *group.parents):
-        limit = folder / "cpu.max"  # "QUOTA PERIOD" in microseconds, or "max PERIOD"
-        if folder.is_relative_to(cgroup_root) and limit.is_file():
-            quota, period = limit.read_text().split()
-            if quota != "max":
-                cores = min(cores, ceil(int(quota) / int(period)))
+    for limit in _limits(cgroup_root, "cpu.max"):  # "QUOTA PERIOD" in microseconds, or "max PERIOD"
+        quota, period = limit.read_text().split()
+        if quota != "max":
+            cores = min(cores, ceil(int(quota) / int(period)))
     return cores
 
 
-def available_memory_bytes() -> int:
-    """Memory that can be had without swapping (MemAvailable)."""
-    return _kilobytes("/proc/meminfo", "MemAvailable")
+def _limits(cgroup_root: Path, name: str) -> Iterator[Path]:
+    """The files of this name in the cgroup of this process and in those around it."""
+    own = re.search(r"^0::/(.*)$", Path("/proc/self/cgroup").read_text(), re.MULTILINE)
+    group = cgroup_root / (own[1] if own else "")
+    for folder in (group, *group.parents):
+        if folder.is_relative_to(cgroup_root) and (folder / name).is_file():
+            yield folder / name
+
+
+def available_memory_bytes(cgroup_root: Path = Path("/sys/fs/cgroup")) -> int:
+    """Memory that can be had without swapping (MemAvailable), or what its cgroup's limit leaves if less.
+
+    A container's limit counts the cache of files too, which the kernel gives up first: it is not counted.
+    """
+    available_bytes = _kilobytes("/proc/meminfo", "MemAvailable")
+    for limit in _limits(cgroup_root, "memory.max"):
+        if (most := limit.read_text().strip()) != "max":
+            used_bytes = int((limit.parent / "memory.current").read_text())
+            cache = re.search(
+                r"^inactive_file (\d+)$", (limit.parent / "memory.stat").read_text(), re.MULTILINE
+            )
+            free_bytes = int(most) - used_bytes + (int(cache[1]) if cache else 0)
+            available_bytes = min(available_bytes, max(free_bytes, 0))
+    return available_bytes
 
 
 def peak_memory_bytes() -> int:

@@ -77,6 +77,8 @@ class ModelsSettings(Section):
     """Folder of the downloaded models; relative to the settings file."""
     preset: Literal["auto", "starter", "gpu"] = "auto"
     """The set of models: "starter" (small, CPU), "gpu", or "auto": "gpu" where a GPU has room for it."""
+    pull_at_start: bool = False
+    """Pull the chosen models that are missing when june starts, while messages are already received."""
     hugging_face_token: SecretStr = SecretStr("")
     """Secret. Access token for models that Hugging Face gives only to known users."""
 

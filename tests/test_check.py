@@ -1,16 +1,33 @@
 """`python -m june check`: what is well, and what helps where something is not."""
 
+import asyncio
 import json
+import socket
 import subprocess
 import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
 from typer.testing import CliRunner
 
 from june.__main__ import app
-from june.settings import PROJECT_ROOT
+from june.app import ChosenModels
+from june.checks import machine, models, network
+from june.hardware import Gpu
+from june.models import load_catalogue
+from june.settings import PROJECT_ROOT, LlmSettings, Settings
+from tests.discord_server import DiscordServer
+from tests.program import write_settings
+from tests.telegram_server import TelegramServer
+
+DISCORD_TOKEN = "MTIz.a-token-that.nobody-may-see"  # noqa: S105 (of the test's own server)
+WRONG_TOKEN = "987654321:AAH-another-token-nobody-made"  # noqa: S105 (of nobody)
 
 
 def check(*arguments: str | Path) -> tuple[int, list[str]]:
@@ -45,7 +62,8 @@ def test_each_line_is_one_finding_with_its_status(settings_file: Path) -> None:
     status, found = findings("--settings", settings_file)
     assert status == 0
     assert found.keys() >= {
-        "python", "libraries", "compiler", "settings", "gpu", "choice", "stt", "llm", "tts", "disk", "memory"
+        "python", "libraries", "compiler", "container", "user", "capabilities", "clock", "settings", "gpu",
+        "choice", "stt", "llm", "tts", "disk", "store", "memory", "chat apps"
     }  # fmt: skip
     assert all(finding.keys() == {"status", "found", "remedy"} for finding in found.values())
     assert all(finding["remedy"] for finding in found.values() if finding["status"] != "ok")
@@ -96,3 +114,216 @@ def test_a_model_that_is_not_in_the_catalogue_is_named(tmp_path: Path) -> None:
     assert status == 1
     assert "gpt-17" in found["models"]["found"]
     assert "models list" in found["models"]["remedy"]
+
+
+def test_missing_models_are_no_obstacle_where_june_pulls_them_at_its_start(tmp_path: Path) -> None:
+    file = write_settings(tmp_path, models={"directory": str(tmp_path / "empty"), "pull_at_start": True})
+    status, found = findings("--settings", file)
+    assert status == 0
+    assert [found[role]["status"] for role in ("stt", "llm", "tts")] == ["warning"] * 3
+    assert "still to pull take 0.4 GB" in found["disk"]["found"]
+
+
+# --- the machine ---
+
+
+@pytest.mark.parametrize(
+    ("mark", "text", "kind"),
+    [
+        (".dockerenv", "", "Docker"),
+        ("run/.containerenv", "", "Podman"),
+        ("proc/1/cgroup", "0::/kubepods/besteffort/pod1\n", "kubepods"),
+    ],
+)
+def test_a_container_is_told_by_the_marks_of_its_engine(
+    mark: str, text: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("container", raising=False)
+    (tmp_path / mark).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / mark).write_text(text)
+    is_inside, finding = machine.container(tmp_path)
+    assert is_inside
+    assert kind in finding.found
+
+
+def test_a_plain_machine_is_no_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("container", raising=False)
+    (tmp_path / "proc/1").mkdir(parents=True)
+    (tmp_path / "proc/1/cgroup").write_text("0::/init.scope\n")
+    assert machine.container(tmp_path)[0] is False
+
+
+@pytest.mark.parametrize(
+    ("held", "barred", "status", "told"),
+    [
+        ("0000000000000000", 1, "ok", "holds none; may gain none"),
+        ("0000000000000000", 0, "ok", "may gain them"),
+        ("0000000000200001", 0, "warning", "holds 2 and needs none"),
+    ],
+)
+def test_capabilities_are_counted(held: str, barred: int, status: str, told: str, tmp_path: Path) -> None:
+    file = tmp_path / "status"
+    file.write_text(f"Name:\tjune\nCapEff:\t{held}\nNoNewPrivs:\t{barred}\n")
+    finding = machine.capabilities(file)
+    assert finding.status == status
+    assert told in finding.found
+
+
+def test_a_clock_that_stands_before_junes_release_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "time", lambda: 86_400.0)
+    assert machine.clock().status == "warning"
+    assert "1970-01-02" in machine.clock().found
+
+
+# --- disk and memory ---
+
+
+def test_a_store_whose_folder_cannot_be_written_to_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "a file, no folder"
+    file.touch()
+    status, found = findings("--settings", write_settings(tmp_path, store={"path": str(file / "june.db")}))
+    assert status == 1
+    assert "cannot hold june's messages" in found["store"]["found"]
+    assert "store.path" in found["store"]["remedy"]
+
+
+def chosen(llm: str) -> ChosenModels:
+    catalogue = load_catalogue()
+    return ChosenModels(catalogue["whisper-tiny-en"], catalogue[llm], catalogue["en_US-joe-medium"], "")
+
+
+def test_memory_that_does_not_hold_the_cache_is_told_with_what_would_help() -> None:
+    settings = Settings(llm=LlmSettings(kv_tokens=2_000_000_000))
+    (finding,) = models.memory(settings, chosen("smollm2-135m-instruct"), ())
+    assert finding.status == "warning"
+    assert "2000000000 tokens of cache for 8 conversations" in finding.found
+    assert "llm.kv_tokens" in finding.remedy
+
+
+def test_a_large_model_without_a_gpu_is_refused() -> None:
+    (finding,) = models.memory(Settings(), chosen("qwen3-32b"), ())
+    assert (finding.name, finding.status) == ("gpu memory", "failed")
+    assert "no NVIDIA GPU was found" in finding.found
+
+
+@pytest.mark.parametrize(("free_gb", "status"), [(40, "ok"), (21.5, "warning")])
+def test_gpu_memory_is_compared_with_the_model_and_the_cache_of_all_slots(
+    free_gb: float, status: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("june.llm.gpu_offload_supported", lambda _: True)
+    gpu = Gpu("GPU of a test", 48_000_000_000, int(free_gb * 1e9), (8, 9), unified_memory=False)
+    settings = Settings(llm=LlmSettings(context_tokens=2048, kv_tokens=16_384))
+    told = {each.name: each for each in models.memory(settings, chosen("qwen3-32b"), (gpu,))}
+    assert told["gpu memory"].status == status
+    assert "25.1 GB with 16384 tokens of cache" in told["gpu memory"].found
+    assert told["memory"].status == "ok"
+
+
+# --- ports, tokens and what the platforms say ---
+
+
+@contextmanager
+def taken_port() -> Iterator[int]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield listener.getsockname()[1]
+
+
+def test_a_port_that_is_taken_is_named_with_its_key() -> None:
+    with taken_port() as port:
+        webhook = {"token": WRONG_TOKEN, "mode": "webhook", "webhook_port": port}
+        (finding,) = network.ports(Settings.model_validate({"telegram": webhook}))
+    assert finding.status == "failed"
+    assert f"127.0.0.1:{port}" in finding.found
+    assert "telegram.webhook_port" in finding.remedy
+    (finding,) = network.ports(Settings.model_validate({"telegram": webhook}))
+    assert finding.status == "ok"
+
+
+@pytest.mark.parametrize(
+    ("app_name", "token", "is_right"),
+    [
+        ("telegram", "123456789:AAHdqTcvCH1vGWJxfSeofSAs0K5PALDsaw", True),
+        ("telegram", "AAHdqTcvCH1vGWJxfSeofSAs0K5PALDsaw", False),
+        ("telegram", "123456789:AAHdqTcvCH1vGWJxfSeofSAs0K5PALDsaw and a comment", False),
+        ("discord", "MTA4NDU2Nzg5MDEyMzQ1Njc4OQ.GxYz12.a1-b2_c3d4e5f6g7h8i9j0k1l2m3n4o5p6q7r8s9", True),
+        ("discord", "Bot MTA4NDU2Nzg5MDEyMzQ1Njc4OQ.GxYz12.a1-b2_c3", False),
+        ("discord", "bm8gbnVtYmVy.GxYz12.a1-b2_c3", False),
+        ("discord", "a1b2c3d4e5f6a7b8c9d0", False),  # the client secret, which stands beside it in the portal
+    ],
+)
+def test_a_token_is_looked_at_before_anybody_is_asked(app_name: str, token: str, *, is_right: bool) -> None:
+    (finding,) = network.tokens(Settings.model_validate({app_name: {"token": token}}))
+    assert finding.status == ("ok" if is_right else "failed")
+    assert token not in finding.found + finding.remedy
+
+
+async def online(folder: Path, **sections: dict[str, Any]) -> tuple[int, dict[str, Any], str]:
+    """What `check --online` says of these settings, by name with the later of a name, and all of it."""
+    file = write_settings(folder, **sections)
+    command = (sys.executable, "-m", "june", "check", "--online", "--json", "--settings", str(file))
+    child = await asyncio.create_subprocess_exec(
+        *command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=PROJECT_ROOT
+    )
+    said, _ = await child.communicate()
+    found = {each["name"]: each for each in json.loads(said)["findings"]}
+    return child.returncode or 0, found, said.decode()
+
+
+async def test_online_the_platforms_say_whose_the_tokens_are(tmp_path: Path) -> None:
+    async with TelegramServer() as telegram, DiscordServer(token=DISCORD_TOKEN) as discord:
+        status, found, said = await online(
+            tmp_path,
+            telegram={"token": telegram.token, "api_base": telegram.base_url},
+            discord={"token": DISCORD_TOKEN, "api_base": discord.api_base, "gateway": discord.gateway},
+        )
+        assert [call.method for call in telegram.calls] == ["getMe"]
+    assert status == 0
+    assert "accepts the token of @june" in found["telegram"]["found"]
+    assert "accepts the token of @june" in said.partition(discord.api_base)[2]
+    assert discord.gateway in found["discord"]["found"]
+    assert found["clock, online"]["status"] == "ok"
+    assert telegram.token not in said
+    assert DISCORD_TOKEN not in said
+
+
+async def test_online_a_refused_token_and_a_silent_server_are_told_without_the_token(tmp_path: Path) -> None:
+    with taken_port() as port:
+        gone = f"http://127.0.0.1:{port}"
+    async with TelegramServer() as telegram:
+        status, found, said = await online(
+            tmp_path,
+            telegram={"token": WRONG_TOKEN, "api_base": telegram.base_url},
+            discord={"token": DISCORD_TOKEN, "api_base": gone, "gateway": gone.replace("http", "ws")},
+        )
+    assert status == 1
+    assert found["telegram"]["status"] == "failed"
+    assert "does not accept the token" in found["telegram"]["found"]
+    assert found["discord"]["status"] == "warning"
+    assert f"{gone} does not answer" in said
+    assert WRONG_TOKEN not in said
+    assert DISCORD_TOKEN not in said
+
+
+@asynccontextmanager
+async def server_with_date(date: str) -> AsyncIterator[str]:
+    async def answer(_: web.Request) -> web.Response:
+        return web.json_response({"ok": True, "result": {"username": "clock"}}, headers={"Date": date})
+
+    application = web.Application()
+    application.router.add_route("*", "/{path:.*}", answer)
+    runner = web.AppRunner(application)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    try:
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
+
+
+async def test_online_a_clock_that_differs_from_the_servers_is_told(tmp_path: Path) -> None:
+    async with server_with_date(formatdate(time.time() - 3600, usegmt=True)) as address:
+        status, found, _ = await online(tmp_path, telegram={"token": WRONG_TOKEN, "api_base": address})
+    assert status == 0
+    assert found["clock, online"]["status"] == "warning"
+    assert "s ahead of" in found["clock, online"]["found"]
+    assert "NTP" in found["clock, online"]["remedy"]

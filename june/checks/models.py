@@ -1,0 +1,179 @@
+"""GPUs, the chosen models, and whether disk and memory have room for them."""
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from june import app, hardware, llm
+from june.app import ChosenModels
+from june.checks import Finding
+from june.errors import JuneError
+from june.hardware import Gpu
+from june.models import STT_WORKSPACE_BYTES, Model, llm_gpu_bytes, require
+from june.settings import Settings
+
+LOW_DISK_BYTES = 2_000_000_000
+"""For the store, its backups and logs, beside the models."""
+LIBRARIES_BYTES = 550_000_000
+"""Python, the engines' libraries and their work space: the 864 MB that `june bench` took at most with the
+starter models, less their files (238 MB) and the cache of one context (94 MB)."""
+
+
+def gpus() -> tuple[tuple[Gpu, ...], Finding | None]:
+    """The GPUs, and a finding if the driver does not answer."""
+    try:
+        return hardware.find_gpus(), None
+    except JuneError as error:
+        remedy = "Restart the machine, or install the driver anew; nvidia-smi should list the GPU."
+        return (), Finding("gpu", "failed", str(error), remedy)
+
+
+def gpu_libraries(settings: Settings, found: tuple[Gpu, ...]) -> Iterator[Finding]:
+    """Each GPU, and whether the engines can compute on it."""
+    if not found:
+        yield Finding("gpu", "ok", "no NVIDIA GPU: the models compute on the CPU")
+        return
+    for gpu in found:
+        yield Finding("gpu", "ok", f"{gpu.name}, {_gb(gpu.free_bytes)} of {_gb(gpu.total_bytes)} free")
+    missing = hardware.missing_cuda_libraries()
+    if missing and settings.stt.device != "cpu":
+        remedy = "Install CUDA 12 (nvidia-cublas-cu12); until then speech to text uses the CPU."
+        yield Finding("cuda, stt", "warning", f"not found: {', '.join(missing)}", remedy)
+    if settings.llm.gpu_layers != 0 and not llm.gpu_offload_supported(settings.llm):
+        remedy = 'Build it anew: CMAKE_ARGS="-DGGML_CUDA=on" make clean install.'
+        yield Finding("cuda, llm", "warning", "llama.cpp was built for the CPU only", remedy)
+
+
+def chosen(settings: Settings) -> tuple[ChosenModels | None, Finding]:
+    """The models that these settings choose on this machine."""
+    try:
+        found = app.choose_models(settings)
+    except JuneError as error:
+        return None, Finding(
+            "models", "failed", str(error), "python -m june models list shows what there is."
+        )
+    return found, Finding("choice", "ok", found.reason)
+
+
+def files(settings: Settings, models: ChosenModels) -> Iterator[Finding]:
+    """Whether each model's files are here and the catalogue's."""
+    for role, model in _roles(models):
+        try:
+            require(model, settings.models.directory)
+        except JuneError as error:
+            fault, _, remedy = str(error).partition("; run: ")
+            if settings.models.pull_at_start:
+                yield Finding(role, "warning", fault, "june pulls it when it starts (models.pull_at_start).")
+            else:
+                yield Finding(role, "failed", fault, remedy)
+        else:
+            yield Finding(role, "ok", f"{model.name}, present and verified")
+
+
+def model_disk(settings: Settings, models: ChosenModels | None) -> Finding:
+    """Whether the models that are still to be pulled have room on their disk."""
+    from june.models import pull  # noqa: PLC0415 - its HTTP client costs every start 0.1 s
+
+    folder = settings.models.directory
+    try:
+        plan = pull.plan_pull([model for _, model in _roles(models)] if models else [], folder)
+    except JuneError as error:
+        remedy = "Let models.directory name a folder that june may write to."
+        return Finding("disk", "failed", str(error), remedy)
+    found = f"{_gb(plan.free_bytes)} free at {folder}"
+    remedy = "Make room, or set models.directory to a larger disk."
+    if plan.models:
+        found = f"{found}, and the models still to pull take {_gb(plan.disk_bytes)}"
+    if plan.free_bytes < plan.disk_bytes:
+        return Finding("disk", "failed", found, remedy)
+    if plan.free_bytes - plan.disk_bytes < LOW_DISK_BYTES:
+        return Finding("disk", "warning", found, remedy)
+    return Finding("disk", "ok", found)
+
+
+def store_folder(path: Path) -> Finding:
+    """Whether the folder of the store can be written to, and has room."""
+    folder = path.parent
+    try:
+        probe = folder / f".{path.name}.check"
+        probe.touch()
+        probe.unlink()
+        free_bytes = shutil.disk_usage(folder).free
+    except OSError as error:
+        remedy = "Let store.path name a file in a folder that june may write to."
+        return Finding("store", "failed", f"{folder} cannot hold june's messages: {error.strerror}", remedy)
+    found = f"{path}, with {_gb(free_bytes)} free"
+    if free_bytes < LOW_DISK_BYTES:
+        return Finding("store", "warning", found, "Make room, or set store.path to a larger disk.")
+    return Finding("store", "ok", found)
+
+
+def memory(settings: Settings, models: ChosenModels | None, found: tuple[Gpu, ...]) -> Iterator[Finding]:
+    """Whether RAM, and the GPU's memory, hold the chosen models and the cache of their conversations."""
+    available_bytes = hardware.available_memory_bytes()
+    has = f"{_gb(available_bytes)} of memory available, {hardware.cpu_cores()} cores"
+    if models is None:
+        yield Finding("memory", "ok", has)
+        return
+    offload_supported = bool(found) and llm.gpu_offload_supported(settings.llm)
+    try:
+        llm.require_gpu(models.llm, settings.llm, found, offload_supported=offload_supported)
+    except JuneError as error:
+        yield Finding("gpu memory", "failed", str(error), "Choose a smaller model, or free the GPU's memory.")
+        return
+    need = _need(settings, models, found, offloaded=offload_supported and settings.llm.gpu_layers != 0)
+    cache = f"with {need.cache_tokens} tokens of cache for {settings.llm.slots} conversations"
+    if need.gpu_bytes:
+        gpu = max(found, key=lambda gpu: gpu.free_bytes)
+        told = (
+            f"{gpu.name} has {_gb(gpu.free_bytes)} free; the models there take {_gb(need.gpu_bytes)} {cache}"
+        )
+        remedy = (
+            "End what else uses it (june itself, if it runs), lower llm.kv_tokens, or take a smaller model."
+        )
+        yield _enough("gpu memory", told, remedy, free_bytes=gpu.free_bytes, needed_bytes=need.gpu_bytes)
+    remedy = "End other programs, raise the container's limit, lower llm.kv_tokens, or take a smaller model."
+    told = f"{has}; june takes some {_gb(need.ram_bytes)}" + ("" if need.gpu_bytes else f" {cache}")
+    yield _enough("memory", told, remedy, free_bytes=available_bytes, needed_bytes=need.ram_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class _Need:
+    """What the chosen models take, by the same estimates as the choice of the preset."""
+
+    cache_tokens: int
+    gpu_bytes: int
+    ram_bytes: int
+
+
+def _need(settings: Settings, models: ChosenModels, found: tuple[Gpu, ...], *, offloaded: bool) -> _Need:
+    tokens = llm.kv_budget_tokens(models.llm, settings.llm, found, offloaded=offloaded)
+    ram_bytes = LIBRARIES_BYTES + sum(voice.size_bytes for voice in (models.tts, *models.voices))
+    gpu_bytes = 0
+    if offloaded:
+        gpu_bytes += llm_gpu_bytes(models.llm, tokens, settings.llm.kv_type)
+    else:
+        ram_bytes += models.llm.size_bytes + llm.kv_bytes(models.llm, tokens, settings.llm)
+    if found and settings.stt.device != "cpu" and not hardware.missing_cuda_libraries():
+        gpu_bytes += models.stt.size_bytes + STT_WORKSPACE_BYTES
+    else:
+        ram_bytes += models.stt.size_bytes
+    if any(gpu.unified_memory for gpu in found):
+        ram_bytes += gpu_bytes
+    return _Need(tokens, gpu_bytes, ram_bytes)
+
+
+def _enough(name: str, told: str, remedy: str, *, free_bytes: int, needed_bytes: int) -> Finding:
+    if free_bytes < needed_bytes:
+        return Finding(name, "warning", told, remedy)
+    return Finding(name, "ok", told)
+
+
+def _roles(models: ChosenModels) -> Iterator[tuple[str, Model]]:
+    yield from (("stt", models.stt), ("llm", models.llm), ("tts", models.tts))
+    yield from (("tts, voice", voice) for voice in models.voices)
+
+
+def _gb(size_bytes: int) -> str:
+    return f"{size_bytes / 1e9:.1f} GB"
