@@ -28,7 +28,7 @@ Refusal = Literal["try_again", "voice_forbidden", "too_large", "markup", "not_mo
 large for it; it does not understand the markup; it is so already; the message, file or chat is gone; it
 never will."""
 
-QueueRefusal = Literal["unknown", "conflict", "key_reused", "no_access"]
+QueueRefusal = Literal["unknown", "conflict", "no_access"]
 
 SENTENCES = {
     "audio_empty": "That recording is empty.",
@@ -78,8 +78,8 @@ class QueueError(JuneError):
     """A message does not allow what a program asks for; the text is one sentence for whoever wrote that one.
 
     Args:
-        code: there is no such message or recording; its status or nature forbids it; the idempotency key
-            stands for another request; the person has no access.
+        code: there is no such message or recording; its status or nature forbids it, or an idempotency key
+            that stands for another request; the person has no access.
         detail: one sentence, without what was said.
     """
 

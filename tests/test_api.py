@@ -396,8 +396,6 @@ async def test_only_questions_have_answers(office: Office) -> None:
     no_question = await office.client.get(f"/v1/messages/{arrived.id}/reply?wait_s=60")
     assert (no_question.status, no_question.detail) == (409, f"Message {arrived.id} is no question.")
     assert (await office.client.get("/v1/messages/99/reply")).status == 404
-    body = {"to": "owner", "text": "Hello", "expires_in_s": 60}
-    assert (await office.client.post("/v1/messages", body)).status == 422
 
 
 async def test_a_reply_stands_in_the_same_chat(office: Office) -> None:
@@ -421,7 +419,7 @@ async def test_a_repeated_post_is_carried_out_once(office: Office) -> None:
     again = await office.client.post("/v1/messages", body, headers=headers)
     assert (first.status, again.status, first.body) == (202, 202, again.body)
     other = await office.client.post("/v1/messages", body | {"text": "Bye"}, headers=headers)
-    assert (other.status, other.detail) == (422, "That Idempotency-Key was used for another request.")
+    assert (other.status, other.detail) == (409, "That Idempotency-Key was used for another request.")
     assert await office.deliver() == ["Hello"]
     office.clock.now_s += 24 * 3600
     later = await office.client.post("/v1/messages", body, headers=headers)

@@ -143,6 +143,17 @@ async def test_a_page_elsewhere_cannot_write(office: Office) -> None:
     assert not [name for name in preflight.headers if name.lower().startswith("access-control")]
 
 
+async def test_what_cannot_be_read_as_a_request_is_refused_and_logged_nowhere(
+    office: Office, caplog: pytest.LogCaptureFixture
+) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", office.port)
+    writer.write(b"GET /health HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer s\x00cret\r\n\r\n")
+    assert b" 400 " in await reader.readline()
+    writer.close()
+    await writer.wait_closed()
+    assert "cret" not in caplog.text
+
+
 # Bodies
 
 

@@ -6,7 +6,6 @@ from http import HTTPStatus
 
 from aiohttp import web
 
-from june.api.problems import ProblemError
 from june.api.requests import (
     ChangeStatus,
     ChangeText,
@@ -71,10 +70,6 @@ class Messages:
     async def _send(self, request: web.Request) -> web.Response:
         body = await read_body(request, Send)
         once = read_key(request, body)
-        if body.expires_in_s is not None and not body.wait_for_reply:
-            raise ProblemError(
-                HTTPStatus.UNPROCESSABLE_ENTITY, "expires_in_s: only what waits for a reply expires."
-            )
         address = await self._services.addresses.find(body.to)
         letter = Letter(
             address.chat,

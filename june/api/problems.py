@@ -14,7 +14,6 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 STATUSES: Mapping[QueueRefusal, HTTPStatus] = {
     "unknown": HTTPStatus.NOT_FOUND,
     "conflict": HTTPStatus.CONFLICT,
-    "key_reused": HTTPStatus.UNPROCESSABLE_ENTITY,
     "no_access": HTTPStatus.FORBIDDEN,
 }
 SENTENCES = {

@@ -35,12 +35,17 @@ def _seconds(value: object) -> object:
     raise PydanticCustomError("time", "Input should be a time such as 2026-11-25T18:00:00Z")
 
 
+def _whole(value: object) -> object:
+    """In JSON Schema 3.0 is an integer."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 Time = Annotated[float, BeforeValidator(_seconds)]
 Address = Annotated[str, Field(min_length=1, max_length=200, pattern=NUL_FREE)]
 Text = Annotated[str, Field(max_length=MAX_TEXT, pattern=r"^[^\x00]*[^\x00\s][^\x00]*$")]
-Id = Annotated[int, Field(ge=1, le=10**18 - 1)]
+Id = Annotated[int, BeforeValidator(_whole), Field(ge=1, le=10**18 - 1)]
 LeaseS = Annotated[float, Field(ge=1, le=86_400)]
-Attempts = Annotated[int, Field(ge=1, le=1_000_000)]
+Attempts = Annotated[int, BeforeValidator(_whole), Field(ge=1, le=1_000_000)]
 Platform = Literal["telegram", "discord"]
 SendKind = Literal["message", "clarification", "help_request", "progress", "feedback_request"]
 Kind = Literal["text", "voice", "audio", "video_note", "command"] | SendKind

@@ -1,5 +1,6 @@
 """The HTTP endpoint: an aiohttp server on june's own event loop."""
 
+import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
@@ -17,8 +18,17 @@ from june.errors import SettingsError
 from june.settings import ApiSettings
 from june.telemetry import log
 
+SILENT = logging.getLogger("june.api")
+"""aiohttp logs requests that it cannot read, with all that they hold: a token among it."""
+SILENT.disabled = True
 SHUTDOWN_S = 1.0
 """Time that requests have to end; aiohttp waits for up to twice as long."""
+
+
+def routes(services: Services) -> list[web.RouteDef]:
+    """Every endpoint that `openapi.yaml` describes."""
+    parts = (Messages(services), Claims(services), Events(services), Monitoring(services))
+    return [route for part in parts for route in part.routes()]
 
 
 @asynccontextmanager
@@ -37,10 +47,10 @@ async def serving(
     """
     check_exposure(settings)
     app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[problems, guard(settings)])
-    for part in (Messages(services), Claims(services), Events(services), Monitoring(services)):
-        app.add_routes(part.routes())
-    app.add_routes(more)
-    runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=SHUTDOWN_S)
+    app.add_routes([*routes(services), *more])
+    runner = web.AppRunner(
+        app, access_log=None, logger=SILENT, handler_cancellation=True, shutdown_timeout=SHUTDOWN_S
+    )
     await runner.setup()
     try:
         try:

@@ -469,7 +469,7 @@ def _earlier(sql: Transaction, once: Once) -> Row | None:
         since_s=sql.now_s - KEY_VALID_S,
     )
     if row is not None and row["request_sha256"] != once.request_sha256:
-        raise QueueError("key_reused", "That Idempotency-Key was used for another request.")
+        raise QueueError("conflict", "That Idempotency-Key was used for another request.")
     return row
 
 
