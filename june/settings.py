@@ -164,6 +164,10 @@ class LlmSettings(Section):
     """What the model is told before each conversation."""
     thinking: bool = False
     """Let the model think before it answers, if it can; the thought is never spoken."""
+    thinking_budget_tokens: int = Field(default=0, ge=0)
+    """A thought of more tokens is brought to its end, and the answer follows; 0: no limit but max_tokens."""
+    stop: list[Annotated[str, Field(min_length=1)]] = []
+    """An answer ends before any of these words or signs."""
     temperature: float = Field(default=0.7, ge=0, le=2)
     """Randomness; 0 always takes the likeliest token."""
     top_p: Probability = 0.8

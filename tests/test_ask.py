@@ -65,6 +65,43 @@ def test_a_written_question_is_answered_for_people_to_read(settings_file: Path, 
     assert decode(reply.read_bytes(), AudioSettings()).size > 1_600
 
 
+def test_a_question_with_a_schema_is_answered_in_json_and_not_spoken(
+    settings_file: Path, tmp_path: Path
+) -> None:
+    reply, schema = tmp_path / "reply.ogg", tmp_path / "schema.json"
+    schema.write_text('{"type": "object", "properties": {"blue": {"type": "boolean"}}, "required": ["blue"]}')
+    child = ask("--text", "Is the sky blue?", "--schema", schema, "--out", reply, settings_file=settings_file)
+    assert child.returncode == 0
+    answer = json.loads(child.stdout)
+    assert answer.keys() == {"blue"}
+    assert answer["blue"] in {True, False}
+    assert not reply.exists()
+
+
+def test_json_that_is_cut_off_is_no_answer(settings_file: Path, tmp_path: Path) -> None:
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"type": "array", "items": {"type": "string", "minLength": 300}, "minItems": 2}')
+    child = ask("--text", "Tell me a story.", "--schema", schema, settings_file=settings_file)
+    assert (child.returncode, child.stdout) == (2, "")
+    assert "no whole JSON within 40 tokens" in child.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("schema", "told"),
+    [
+        ("{", "is no JSON"),
+        ("[]", "holds no object"),
+        ('{"type": "string", "pattern": "a"}', "has pattern, which cannot be kept"),
+    ],
+)
+def test_a_bad_schema_is_refused_before_the_models_are_loaded(
+    schema: str, told: str, no_models: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "schema.json"
+    file.write_text(schema)
+    assert told in complaint(ask("--text", "Hello", "--schema", file, settings_file=no_models))
+
+
 def test_silence_is_answered_in_writing(settings_file: Path, tmp_path: Path) -> None:
     recording, reply = tmp_path / "silence.wav", tmp_path / "reply.ogg"
     recording.write_bytes(wav(bytes(64_000)))
@@ -120,6 +157,7 @@ def test_a_bad_recording_is_refused_before_the_models_are_loaded(
         (["question.ogg", "--text", "Hello"], "either a recording or --text"),
         (["--text", "Hello", "--out", "missing/reply.ogg"], "missing/reply.ogg"),
         (["--text", "Hello", "--out", "."], "cannot be written"),
+        (["--text", "Hello", "--schema", "missing.json"], "missing.json cannot be read"),
         (["--text", "Hello", "--voice", "nobody"], "'nobody' is not in the catalogue"),
         (["--text", "Hello", "--voice", "whisper-tiny-en"], "not for tts"),
         (["--text", "Hello"], "python -m june models pull whisper-tiny-en"),

@@ -25,7 +25,7 @@ OWNERS = {
     "faster_whisper": "stt/faster_whisper.py",
     "httpx2": "models/pull.py",
     "huggingface_hub": "models/pull.py",
-    "jinja2": "llm/llama_cpp/prompt.py",
+    "jinja2": "llm/llama_cpp/template.py",
     "llama_cpp": "llm/llama_cpp/",
     "markdown_it": "chat/formatting/markdown.py",
     "matplotlib": "bench/plot.py",

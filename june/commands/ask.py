@@ -14,6 +14,8 @@ from rich.table import Table
 from june import app, audio
 from june.conversation.turn import TurnRequest, TurnResult
 from june.errors import AudioError, JuneError
+from june.llm.grammar import json_grammar
+from june.messages import JsonObject
 from june.settings import AudioSettings, Section, Settings, load_settings
 from june.telemetry import configure_logging
 
@@ -29,6 +31,9 @@ def ask(
     out: Annotated[Path, typer.Option(help="Where the spoken answer goes.")] = Path("reply.ogg"),
     language: Annotated[str, typer.Option(help="Language spoken, such as en; else heard.")] = "",
     voice: Annotated[str, typer.Option(help="Voice of the answer; see models list.")] = "",
+    schema: Annotated[
+        Path | None, typer.Option(help="A JSON schema: print the answer as JSON that follows it; no speech.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     settings_file: Annotated[Path | None, typer.Option("--settings", help="Settings file.")] = None,
 ) -> None:
@@ -43,12 +48,19 @@ def ask(
     settings = settings.model_copy(update=changes)
     configure_logging(settings.telemetry)
     _refuse_unwritable(out)
+    json_schema = _read_schema(schema) if schema else None
     recording = _read(file, settings.audio) if file else None
-    request = TurnRequest(audio=recording, text=text, language=language)
+    request = TurnRequest(
+        audio=recording, text=text, language=language, speak=schema is None, json_schema=json_schema
+    )
     result, models = asyncio.run(_answer(settings, request))
+    if json_schema is not None:
+        _refuse_no_json(result.text, settings.llm.max_tokens)
     for spoken in result.voices:
         _write(out, spoken.ogg_opus)
-    if as_json:
+    if schema and not as_json:
+        print(result.text)
+    elif as_json:
         print(json.dumps(_as_json(result, models, out)))
     else:
         _print(result, out)
@@ -79,6 +91,30 @@ def _read(file: Path, settings: AudioSettings) -> bytes:
         raise AudioError("decode", "audio_unreadable", f"{file} cannot be read: {error.strerror}.") from None
     audio.decode(data, settings)
     return data
+
+
+def _read_schema(file: Path) -> JsonObject:
+    """The JSON schema in a file; one that no grammar can keep is refused here, as a bad recording is."""
+    try:
+        schema = json.loads(file.read_bytes())
+    except OSError as error:
+        raise JuneError(f"{file} cannot be read: {error.strerror}.") from None
+    except (ValueError, RecursionError):
+        raise JuneError(f"{file} is no JSON.") from None
+    if not isinstance(schema, dict):
+        raise JuneError(f"{file} is no JSON schema: it holds no object.")
+    json_grammar(schema)
+    return schema
+
+
+def _refuse_no_json(text: str, max_tokens: int) -> None:
+    """Nothing was heard, or the answer was cut off."""
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        raise JuneError(
+            f"There is no whole JSON within {max_tokens} tokens: ask for less, or raise llm.max_tokens."
+        ) from None
 
 
 def _write(out: Path, data: bytes) -> None:

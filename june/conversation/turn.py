@@ -23,6 +23,7 @@ from june.messages import (
     ChatMessage,
     ChatRequest,
     Device,
+    JsonObject,
     Pcm,
     Sampling,
     Speech,
@@ -73,6 +74,8 @@ class TurnRequest:
     """Whether the answer is wanted as a voice message too."""
     answer: str = ""
     """The answer, if it was written already: it is only spoken."""
+    json_schema: JsonObject | None = None
+    """What the answer follows, if it is to be JSON."""
 
 
 class TurnListener(Protocol):
@@ -211,7 +214,7 @@ class VoicePipeline:
             if request.answer:
                 answer.write_whole(request.answer)
             else:
-                asked = self.chat_request(messages, request.conversation)
+                asked = self.chat_request(messages, request.conversation, request.json_schema)
                 await self._write(answer, asked, request.speak, listener, timings_s)
             try:
                 if request.speak:
@@ -233,7 +236,12 @@ class VoicePipeline:
         async with _limited("stt", self._settings.stt.timeout_s, timings_s):
             return await self._stt.transcribe(pcm, language=language)
 
-    def chat_request(self, messages: tuple[ChatMessage, ...], conversation: str = "") -> ChatRequest:
+    def chat_request(
+        self,
+        messages: tuple[ChatMessage, ...],
+        conversation: str = "",
+        json_schema: JsonObject | None = None,
+    ) -> ChatRequest:
         """What the language model is asked: the system prompt, then the messages."""
         settings = self._settings.llm
         return ChatRequest(
@@ -242,6 +250,9 @@ class VoicePipeline:
             settings.max_tokens,
             settings.thinking,
             conversation,
+            stop=tuple(settings.stop),
+            thinking_budget_tokens=settings.thinking_budget_tokens,
+            json_schema=json_schema,
         )
 
     async def _write(

@@ -28,9 +28,13 @@ class ChatModel(Protocol):
     def stream(self, request: ChatRequest) -> AsyncGenerator[Delta, None]:
         """The answer, piece by piece; closing the stream cancels it.
 
+        What is thought comes as `reasoning`, calls of `request.tools` as `tool_calls` (with an error in
+        words for the model if they cannot be made), and only what is meant for a person as `text`.
+
         Raises:
             GenerationError: the prompt is longer than the context, too many answers wait already (code
-                "busy"), or the engine failed.
+                "busy"), the engine failed, or the grammar or JSON schema cannot be kept (code
+                "bad_grammar"), which ends this request alone.
         """
 
     def describe(self) -> ModelDescription:

@@ -84,7 +84,7 @@ def reply_grammar(tools: Iterable[Tool]) -> str:
         GenerationError: as `json_grammar`, of a tool's parameters.
     """
     rules = dict(_RULES)
-    replies = [r'"{\"answer\":" space string "}"']
+    replies = [r'"{\"answer\":" space "\"" char+ "\"}"']
     for number, tool in enumerate(tools):
         arguments = _Converter(rules, f"t{number}", tool.parameters).convert()
         name = _literal(tool.name)
@@ -245,10 +245,8 @@ class _Converter:
             raise _refused(where, "has no properties that can be read")
         if missing := [name for name in required if name not in properties]:
             raise _refused(where, f"requires {missing[0]!r}, which is none of its properties")
-        if not properties:
+        if "properties" not in schema and schema.get("additionalProperties") is not False:
             others = schema.get("additionalProperties", True)
-            if others is False:
-                return self._add('"{}"')
             other = self._visit(others, f"{where}/additionalProperties")
             pair = f'string ":" space {other}'
             return self._add(f'"{{" ({pair} ("," space {pair})*)? "}}"')

@@ -119,7 +119,7 @@ class Prompts:
         )
         try:
             text = self._template(list(calls_for_template(messages)), tools=[for_template(tool)])
-        except GenerationError:
+        except (GenerationError, TypeError):  # a template that expects its arguments in another shape
             return False
         reader = TaggedCalls([tool.name])
         return tool.description in text and "twenty-six" in text and call in reader.feed(text)

@@ -1,13 +1,12 @@
 """One answer while it is written: its tokens become text for its reader."""
 
-import codecs
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 from june.errors import GenerationError
 from june.llm.llama_cpp.sampling import Sampler
 from june.llm.llama_cpp.vocabulary import Vocabulary
-from june.llm.reasoning import ReasoningSplitter
+from june.llm.output import Output
 from june.llm.scheduler import Generation
 from june.messages import Delta, FinishReason, Usage
 from june.workers import StopFlag
@@ -29,35 +28,64 @@ class Reader(Protocol):
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Answer(Generation):
-    """One answer and all that is its own: reader, sampler, and how tokens become text."""
+    """One answer and all that is its own: reader, sampler, and how tokens become text.
+
+    Attributes:
+        thinking_budget_tokens: how long a thought may be; 0: as long as the answer.
+        closing: what then brings it to its end.
+    """
 
     reader: Reader
     sampler: Sampler
     vocabulary: Vocabulary
-    splitter: ReasoningSplitter
+    output: Output
     max_tokens: int
     prompt_tokens: int
-    decoder: codecs.IncrementalDecoder = field(
-        default_factory=lambda: codecs.getincrementaldecoder("utf-8")("replace")
-    )
+    thinking_budget_tokens: int = 0
+    closing: list[int] = field(default_factory=list)
+    thought_tokens: int = field(default=0, init=False)
+
+    def draw(self, context: Any, row: int) -> int:
+        """The next token; a grammar holds for the answer only, not for the thought before it.
+
+        Raises:
+            GenerationError: the grammar allows none.
+        """
+        return self.sampler.sample(context, row, constrained=not self.output.thinking)
 
     def write(self, token: int) -> bool:
-        """Give the text of the next token to the reader; whether that was the last."""
+        """Give the text of the next token to the reader; whether that was the last.
+
+        When the thinking budget is spent, the closing words come after it. They are evaluated with the next
+        batch, like a prompt.
+        """
         if token in self.vocabulary.end_tokens:
             self._finish("stop")
             return True
+        if self._append(token):
+            return True
+        self.thought_tokens += self.output.thinking
+        if self.output.thinking and self.thought_tokens == self.thinking_budget_tokens:
+            return any(self._append(each) for each in self.closing)
+        return False
+
+    def _append(self, token: int) -> bool:
         self.tokens.append(token)
-        text, reasoning = self.splitter.feed(self.decoder.decode(self.vocabulary.piece(token)))
-        if text or reasoning:
-            self.reader.post(Delta(text, reasoning))
+        delta = self.output.feed(self.vocabulary.piece(token))
+        if delta != Delta():
+            self.reader.post(delta)
+        if self.output.has_stopped:
+            self._finish("stop")
+            return True
         if len(self.tokens) - self.prompt_tokens == self.max_tokens:
             self._finish("length")
             return True
         return False
 
     def _finish(self, finish_reason: FinishReason) -> None:
-        text, reasoning = self.splitter.feed(self.decoder.decode(b"", final=True))
-        rest, more_reasoning = self.splitter.finish()
+        delta = self.output.finish()
+        if finish_reason == "stop" and self.output.has_calls:
+            finish_reason = "tool_calls"
         written = len(self.tokens) - self.prompt_tokens
         usage = Usage(self.prompt_tokens, written, self.cached_tokens)
-        self.reader.post(Delta(text + rest, reasoning + more_reasoning, usage, finish_reason))
+        self.reader.post(replace(delta, usage=usage, finish_reason=finish_reason))

@@ -11,11 +11,13 @@ import llama_cpp
 from june import hardware
 from june.errors import GenerationError, ModelLoadError
 from june.llm.llama_cpp.answer import Answer, Reader
-from june.llm.llama_cpp.prompt import ChatTemplate
 from june.llm.llama_cpp.sampling import Sampler
+from june.llm.llama_cpp.template import template_of
 from june.llm.llama_cpp.vocabulary import Vocabulary
 from june.llm.llama_cpp.weights import converted
-from june.llm.reasoning import OPEN, ReasoningSplitter
+from june.llm.output import Output
+from june.llm.prompt import Prompts
+from june.llm.reasoning import CLOSING
 from june.llm.scheduler import Part, Scheduler
 from june.messages import ChatRequest
 from june.models import Model
@@ -55,10 +57,11 @@ class Engine:
             raise ModelLoadError(f"Language model {name} cannot be loaded: llama.cpp refuses {path.name}.")
         self._vocabulary = Vocabulary(self._model)
         try:
-            self._template = ChatTemplate(self._model, name, self._vocabulary)
+            template = template_of(self._model, name, self._vocabulary)
         except ModelLoadError:
             llama_cpp.llama_model_free(self._model)
             raise
+        self._prompts = Prompts(template, self._vocabulary.control_tokens)
         self._context = llama_cpp.llama_init_from_model(self._model, _context_params(settings, kv_tokens))
         if not self._context:
             llama_cpp.llama_model_free(self._model)
@@ -110,27 +113,30 @@ class Engine:
         """The answer before its first token.
 
         Raises:
-            GenerationError: the prompt is longer than the context, or cannot be rendered.
+            GenerationError: the prompt is longer than the context, or cannot be rendered; or the grammar or
+                JSON schema cannot be kept.
         """
-        prompt_text = self._template.render(request)
-        prompt = self._vocabulary.tokenize(prompt_text)
-        room = self._context_tokens - len(prompt)
+        prompt = self._prompts.make(request)
+        tokens = self._vocabulary.tokenize(prompt.text)
+        room = self._context_tokens - len(tokens)
         if room < 1:
             raise GenerationError(
                 "context_overflow",
-                f"The prompt has {len(prompt)} tokens, the context {self._context_tokens}.",
+                f"The prompt has {len(tokens)} tokens, the context {self._context_tokens}.",
             )
         max_tokens = min(request.max_tokens, room)
         return Answer(
-            tokens=prompt,
-            kv_tokens=len(prompt) + max_tokens - 1,  # the last one written is never evaluated
+            tokens=tokens,
+            kv_tokens=len(tokens) + max_tokens - 1,  # the last one written is never evaluated
             conversation=request.conversation,
             reader=reader,
-            sampler=Sampler(request, self._vocabulary),
+            sampler=Sampler(request, self._vocabulary, prompt.grammar),
             vocabulary=self._vocabulary,
-            splitter=ReasoningSplitter(thinking=prompt_text.rstrip().endswith(OPEN)),
+            output=Output(thinking=prompt.thinking, calls=prompt.calls, stop=request.stop),
             max_tokens=max_tokens,
-            prompt_tokens=len(prompt),
+            prompt_tokens=len(tokens),
+            thinking_budget_tokens=request.thinking_budget_tokens,
+            closing=self._vocabulary.tokenize(CLOSING) if request.thinking_budget_tokens else [],
         )
 
     def step(self) -> None:
@@ -169,10 +175,16 @@ class Engine:
             self._scheduler.evaluated(part)
         for part, row in zip(parts, rows, strict=True):
             if part.is_last:
-                token = part.generation.sampler.sample(self._context, row)
-                if part.generation.write(token):
-                    self._end(part.generation)
+                self._write_token(part.generation, row)
         return status
+
+    def _write_token(self, answer: Answer, row: int) -> None:
+        """Draw the next token from a row of the batch, and give its text to the reader."""
+        try:
+            if answer.write(answer.draw(self._context, row)):
+                self._end(answer)
+        except GenerationError as error:
+            self._end(answer, error)
 
     def _fill_batch(self, parts: list[Part[Answer]]) -> list[int]:
         """Put the parts into the batch, one after the other; the row of each one's last token."""

@@ -1,10 +1,11 @@
 """The tokens of one model, and the text that they stand for."""
 
 import ctypes
-import re
 from typing import Any
 
 import llama_cpp
+
+from june.errors import GenerationError
 
 LONGEST_PIECE_BYTES = 256
 
@@ -15,6 +16,7 @@ class Vocabulary:
     Attributes:
         n_tokens: how many there are.
         end_tokens: those that end an answer.
+        control_tokens: the texts of those that steer the model and are no words.
     """
 
     def __init__(self, model: Any) -> None:
@@ -23,7 +25,11 @@ class Vocabulary:
         self.end_tokens = frozenset(
             token for token in range(self.n_tokens) if llama_cpp.llama_vocab_is_eog(self._vocabulary, token)
         )
-        self._control_tokens = self._find_control_tokens()
+        self.control_tokens = frozenset(
+            self._name(token)
+            for token in range(self.n_tokens)
+            if llama_cpp.llama_vocab_is_control(self._vocabulary, token)
+        )
         self._buffer = ctypes.create_string_buffer(LONGEST_PIECE_BYTES)
 
     def tokenize(self, text: str) -> list[int]:
@@ -40,11 +46,22 @@ class Vocabulary:
         )
         return self._buffer.raw[:size]
 
-    def without_control_tokens(self, text: str) -> str:
-        """The text without control tokens, and without those that stand there once others are gone."""
-        while (shorter := self._control_tokens.sub("", text)) != text:
-            text = shorter
-        return text
+    def grammar(self, gbnf: str) -> Any:
+        """A sampler that lets pass only tokens with which the text follows the grammar.
+
+        Raises:
+            GenerationError: llama.cpp does not take the grammar.
+        """
+        sampler = llama_cpp.llama_sampler_init_grammar(
+            self._vocabulary, gbnf.encode("utf-8", "replace"), b"root"
+        )
+        if not sampler:
+            raise GenerationError(
+                "bad_grammar",
+                "llama.cpp does not take the grammar: it is no GBNF, has no rule root, or has a rule that is "
+                "missing, begins with itself, or is repeated too often.",
+            )
+        return sampler
 
     def bos(self) -> str:
         """The control token that begins a text; empty if there is none."""
@@ -60,11 +77,3 @@ class Vocabulary:
         return bytes(llama_cpp.llama_vocab_get_text(self._vocabulary, token) or b"").decode(
             "utf-8", "replace"
         )
-
-    def _find_control_tokens(self) -> re.Pattern[str]:
-        names = {
-            self._name(token)
-            for token in range(self.n_tokens)
-            if llama_cpp.llama_vocab_is_control(self._vocabulary, token)
-        }
-        return re.compile("|".join(map(re.escape, sorted(names - {""}, key=len, reverse=True))) or r"(?!)")
