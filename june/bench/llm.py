@@ -17,12 +17,14 @@ from itertools import pairwise
 from typing import Any
 
 from june import hardware
-from june.bench.peers import CONTEST, JOB, READY, RESULT, Chat, Contest, Job, Name, Result
+from june.bench.peers import CONTEST, GREEDY, JOB, READY, RESULT, Chat, Contest, Job, Name, Result
 from june.bench.report import machine
 from june.bench.roofline import memory_bandwidth_bytes_per_s
 from june.bench.talk import Talk, go_on
+from june.conversation.turn import sampling_of
 from june.errors import JuneError
 from june.llm import kv_bytes
+from june.messages import Sampling
 from june.models import Model
 from june.settings import PROJECT_ROOT, LlmSettings
 
@@ -69,13 +71,13 @@ class PeerProcess:
         if (line := await self._ask(CONTEST.dump_json(contest))) != READY:
             raise JuneError(f"{self._name} cannot be measured: {line or 'its process ended'}")
 
-    async def run(self, *chats: Chat, after_tokens: int = 0, watch_decode: bool = False) -> Result:
-        """What came of a job; see `Job`.
+    async def run(self, *chats: Chat, **options: Any) -> Result:
+        """What came of a job; for the options see `Job`.
 
         Raises:
             JuneError: the engine failed.
         """
-        line = await self._ask(JOB.dump_json(Job(chats, after_tokens, watch_decode)))
+        line = await self._ask(JOB.dump_json(Job(chats, **options)))
         if not line.startswith("{"):
             raise JuneError(f"{self._name} cannot be measured: {line or 'its process ended'}")
         return RESULT.validate_json(line)
@@ -174,12 +176,15 @@ class Steps:
 
     Attributes:
         step_s: from the begin of one to the begin of the next.
-        overhead_shares: what is not llama.cpp's computing: sampling, text, scheduling, and all other Python.
+        overhead_shares: what is not llama.cpp's computing: sampling by the settings, text, scheduling, and
+            all other Python.
+        greedy_overhead_shares: the same without the settings' sampling.
         context_tokens: of all conversations together, in the middle of their answers.
     """
 
     step_s: list[float] = field(default_factory=list)
     overhead_shares: list[float] = field(default_factory=list)
+    greedy_overhead_shares: list[float] = field(default_factory=list)
     context_tokens: list[float] = field(default_factory=list)
 
 
@@ -307,18 +312,22 @@ class LlmBench:
 
     async def _time_steps(self, steps: Steps) -> None:
         """What a step takes while all write, and what of it is not llama.cpp's computing."""
-        together = self._plan.conversations[-1]
+        steps.overhead_shares.append(await self._watch_steps(steps, sampling_of(self._settings)))
+        steps.greedy_overhead_shares.append(await self._watch_steps(steps, GREEDY))
+
+    async def _watch_steps(self, steps: Steps, sampling: Sampling) -> float:
         tokens = max(self._plan.tokens, STEPS_TOKENS)
+        together = self._plan.conversations[-1]
         chats = [self._talk.ask(self._talk.question(), tokens) for _ in range(together)]
-        result = await self._peers["june"].run(*chats, watch_decode=True)
+        result = await self._peers["june"].run(*chats, watch_decode=True, sampling=sampling)
         begin_s = max(answer.pieces_s[0] for answer in result.answers)
         end_s = min(answer.pieces_s[-1] for answer in result.answers)
         steady = [decode for decode in result.decodes_s if begin_s < decode[0] and decode[1] < end_s]
-        whole_s = [after - before for (before, _), (after, _) in pairwise(steady)]
-        besides_s = [after - end for (_, end), (after, _) in pairwise(steady)]
-        steps.step_s.append(statistics.median(whole_s))
-        steps.overhead_shares.append(sum(besides_s) / sum(whole_s))
+        whole_s = statistics.median(after - before for (before, _), (after, _) in pairwise(steady))
+        besides_s = statistics.median(after - end for (_, end), (after, _) in pairwise(steady))
+        steps.step_s.append(whole_s)
         steps.context_tokens.append(sum(answer.prompt_tokens + tokens / 2 for answer in result.answers))
+        return besides_s / whole_s
 
     def _bytes_read(self, steps: Steps) -> float:
         """What llama.cpp reads for one step: all weights, and the cache of the conversations that write."""

@@ -63,11 +63,13 @@ class Job:
     Attributes:
         after_tokens: the chats after the first come when the first has written so much; june only.
         watch_decode: note when llama.cpp computes; june only.
+        sampling: how tokens are drawn; june only, the others are always greedy.
     """
 
     chats: tuple[Chat, ...]
     after_tokens: int = 0
     watch_decode: bool = False
+    sampling: Sampling = GREEDY
 
 
 @dataclass(slots=True)
@@ -139,7 +141,7 @@ class _June:
                     await may_come.wait()
                 chat, answer = job.chats[index], answers[index]
                 answer.asked_s = time.perf_counter() - begin
-                async for delta in self._llm.stream(_request(chat)):
+                async for delta in self._llm.stream(_request(chat, job.sampling)):
                     if delta.text:
                         answer.pieces_s.append(time.perf_counter() - begin)
                         answer.text += delta.text
@@ -155,8 +157,8 @@ class _June:
         await self._llm.close()
 
 
-def _request(chat: Chat) -> ChatRequest:
-    return ChatRequest(chat.messages, GREEDY, chat.tokens, conversation=chat.conversation, ignore_eos=True)
+def _request(chat: Chat, sampling: Sampling) -> ChatRequest:
+    return ChatRequest(chat.messages, sampling, chat.tokens, conversation=chat.conversation, ignore_eos=True)
 
 
 def _count(answer: Written, chat: Chat, usage: Usage | None) -> None:
@@ -266,7 +268,7 @@ class _XLlamaCpp:
         params.n_gpu_layers = settings.gpu_layers
         params.n_ctx = settings.kv_tokens
         params.n_parallel = settings.slots
-        params.kv_unified = True
+        params.kv_unified = True  # a conversation has as much of the context as it needs, as with june
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = settings.threads
         params.cache_type_k = params.cache_type_v = getattr(
             xllamacpp.ggml_type, f"GGML_TYPE_{settings.kv_type.upper()}"

@@ -226,7 +226,8 @@ def _print_llm(figures: Figures) -> None:
         "longest pause while a long prompt is read": f"{interleave['longest_pause_s']:.3f} s",
         "one chunk of such a prompt": f"{interleave['chunk_s']:.3f} s",
         "one step of all at once": f"{median(figures.steps.step_s) * 1e3:.1f} ms",
-        "of which not llama.cpp's computing": f"{shown['step_overhead_share']:.1%}",
+        "of which not llama.cpp's computing": f"{shown['step_overhead_share']:.1%}, "
+        f"greedy {median(figures.steps.greedy_overhead_shares):.1%}",
         "memory bandwidth": f"{roofline['bandwidth_gb_s']:.1f} GB/s",
         "of the speed that it allows": f"{roofline['share']:.1%}",
     }
