@@ -1,11 +1,13 @@
 """The composition root: builds every part from the settings and owns how long it lives."""
 
 import asyncio
+import shutil
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import Any, Literal
 
 from june import __version__, hardware, llm, stt, tts
@@ -29,9 +31,22 @@ from june.models import Catalogue, Choice, Model, choose_preset, load_catalogue,
 from june.settings import Settings
 from june.store import Received, Store, open_store
 from june.stt import SpeechToText
-from june.telemetry import adapter_up, errors_total, log
+from june.telemetry import (
+    adapter_up,
+    close_traces,
+    disk_free_bytes,
+    errors_total,
+    finish_trace,
+    following,
+    log,
+    model_loaded,
+    open_traces,
+    queue_messages,
+    queue_oldest_new_age_seconds,
+    report_repeats,
+)
 from june.tts import TextToSpeech
-from june.workers import settled
+from june.workers import settled, try_for, watched_loop
 
 DAY_S = 86_400.0
 STEADY_S = 60.0
@@ -39,6 +54,10 @@ STEADY_S = 60.0
 MAX_RESTART_PAUSE_S = 60.0
 SHUTDOWN_DELIVERY_S = 3.0
 """Time for sending what is due, even when the turns took all the time there was."""
+SHUTDOWN_TRACES_S = 2.0
+SAMPLE_S = 5.0
+
+AnyModel = SpeechToText | ChatModel | TextToSpeech
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,18 +162,26 @@ async def open_models(settings: Settings) -> AsyncIterator[Models]:
             llm.create(settings.llm, chosen.llm, paths["llm"]),
             tts.create(settings.tts, chosen.tts, paths["tts"], voices),
         )
-        for model in (models.stt, models.llm, models.tts):
-            stack.push_async_callback(model.close)
-        await asyncio.gather(*(_load(model) for model in (models.stt, models.llm, models.tts)))
+        roles: dict[str, AnyModel] = {"stt": models.stt, "llm": models.llm, "tts": models.tts}
+        for role, model in roles.items():
+            model_loaded.labels(role, model.describe().name).set(0)
+            stack.push_async_callback(_unload, role, model)
+        await asyncio.gather(*(_load(role, model) for role, model in roles.items()))
         log.info("models.ready", ready_s=round(time.perf_counter() - begin, 2), reason=chosen.reason)
         yield models
 
 
-async def _load(model: SpeechToText | ChatModel | TextToSpeech) -> None:
+async def _load(role: str, model: AnyModel) -> None:
     await model.load()
     await model.warm_up()
     description = model.describe()
+    model_loaded.labels(role, description.name).set(1)
     log.info("model.loaded", model=description.name, device=description.device, **description.details)
+
+
+async def _unload(role: str, model: AnyModel) -> None:
+    model_loaded.labels(role, model.describe().name).set(0)
+    await model.close()
 
 
 @asynccontextmanager
@@ -198,14 +225,65 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         ModelFileError, ModelLoadError: a model cannot be loaded.
     """
     adapters = create_adapters(settings)
-    async with open_store(settings.store.path) as store:
+    if not settings.access.owners:
+        log.warning("access.no_owner", detail="nobody is served: set access.owners, see README.md")
+    async with _observed(settings), open_store(settings.store.path) as store, _sampled(store, settings):
         await store.recover(max_attempts=settings.chat.max_attempts, explain=_explain_attempts)
         await store.prune(audio_before_s=time.time() - settings.store.keep_audio_days * DAY_S)
         await June(settings, store, adapters).run(stop)
 
 
+@asynccontextmanager
+async def _observed(settings: Settings) -> AsyncIterator[None]:
+    """Send traces and watch the event loop; a receiver that hangs keeps june no longer than it may."""
+    open_traces(settings.telemetry)
+    try:
+        async with watched_loop(settings.telemetry.watchdog_s):
+            yield
+    finally:
+        report_repeats(is_last=True)
+        if not await try_for(SHUTDOWN_TRACES_S, close_traces):
+            log.warning("traces.lost", detail="the receiver at telemetry.otlp_endpoint did not take the last")
+
+
+@asynccontextmanager
+async def _sampled(store: Store, settings: Settings) -> AsyncIterator[None]:
+    """Keep the gauges of what waits and of free space up to date."""
+    task = asyncio.create_task(_sample(store, settings.store.path.parent))
+    try:
+        yield
+    finally:
+        await _end(task)
+
+
+async def _sample(store: Store, folder: Path) -> None:
+    while True:
+        report_repeats()
+        try:
+            disk_free_bytes.set(shutil.disk_usage(folder).free)
+            waiting = await store.waiting()
+        except (JuneError, OSError) as error:  # whoever needs the file says so
+            errors_total.labels("sample", type(error).__name__).inc()
+        else:
+            for status in ("new", "processing", "unsent", "sending"):
+                queue_messages.labels(status).set(getattr(waiting, status))
+            queue_oldest_new_age_seconds.set(waiting.oldest_new_s)
+        await asyncio.sleep(SAMPLE_S)
+
+
 def _explain_attempts(received: Received) -> Outbound:
     message = received.message
+    with following(received.trace_context, turn=received.id, chat=message.chat):
+        finish_trace(
+            received.received_at_s,
+            turn_s=None,
+            platform=message.platform,
+            outcome="failed",
+            error="attempts_spent",
+            message_id=message.message_id,
+            kind=message.kind,
+            role=received.role,
+        )
     return Outbound(message.chat, "text", SENTENCES["attempts_spent"], reply_to=message.message_id)
 
 

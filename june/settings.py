@@ -354,7 +354,7 @@ class DeliverySettings(Section):
 
 
 class TelemetrySettings(Section):
-    """Logs."""
+    """What june tells of itself: logs, traces, and stacks when it stands still."""
 
     log_format: Literal["auto", "console", "json"] = "auto"
     """"console" for people, "json" for machines; "auto": console on a terminal."""
@@ -362,6 +362,12 @@ class TelemetrySettings(Section):
     """Least important level that is logged."""
     log_content: bool = False
     """Log what people say and what is answered. Personal data: leave it off."""
+    log_user_ids: bool = False
+    """Log who somebody is, such as "telegram:123456789", and not only a hash; tells you your own number."""
+    otlp_endpoint: str = Field(default="", pattern="^(https?://.+)?$")
+    """Where traces are sent by OTLP over HTTP, such as "http://localhost:4318"; empty: nowhere."""
+    watchdog_s: float = Field(default=30.0, ge=0)
+    """Seconds that the event loop may stand still until its stack is shown, then until june ends; 0: any."""
 
 
 class Settings(BaseSettings):
@@ -392,6 +398,15 @@ class Settings(BaseSettings):
     chat: ChatSettings = ChatSettings()
     delivery: DeliverySettings = DeliverySettings()
     telemetry: TelemetrySettings = TelemetrySettings()
+
+    def secret_values(self) -> tuple[str, ...]:
+        """Each secret that is set, for whoever must keep it out of what is shown."""
+        values = (value for name in type(self).model_fields for _, value in getattr(self, name))
+        return tuple(
+            value.get_secret_value()
+            for value in values
+            if isinstance(value, SecretStr) and value.get_secret_value()
+        )
 
     @classmethod
     def settings_customise_sources(

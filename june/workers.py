@@ -1,4 +1,4 @@
-"""The only place that owns threads: one dedicated thread for each model and for the store.
+"""The only place that owns threads: one for each model and for the store, and one that watches the loop.
 
 A model computes on its own `ModelThread`, so that the event loop never waits for it; one that can work for
 two people at once has two threads on one queue. The queue is bounded; the caller's context variables (the
@@ -11,21 +11,32 @@ stops where it looks at the flag or where its library can be interrupted.
 """
 
 import asyncio
+import faulthandler
+import os
 import queue
 import threading
-from collections.abc import AsyncGenerator, Callable, Generator, Iterator
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
 from concurrent.futures import Future
-from contextlib import closing, contextmanager
+from contextlib import asynccontextmanager, closing, contextmanager
 from contextvars import copy_context
 from typing import Concatenate, Generic, ParamSpec, TypeVar
 
 from june.errors import Stage, StageError
+from june.telemetry import event_loop_lag_seconds, log
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 MAX_JOBS = 64
 MAX_ITEMS = 256
+
+LAG_SAMPLE_S = 0.1
+STDERR = 2
+LOOKS = 4
+"""How often the watchdog looks in the time that the loop may stand still."""
+STANDSTILL_STATUS = 70
+"""Exit status after the event loop stood still: EX_SOFTWARE of sysexits.h."""
 
 
 class StopFlag:
@@ -241,3 +252,96 @@ async def settled(future: asyncio.Future[T]) -> None:
         future.exception()  # marks it as seen
     if cancelled:
         raise asyncio.CancelledError
+
+
+async def try_for(limit_s: float, function: Callable[[], object]) -> bool:
+    """Whether the function, which is called on a thread of its own, returned within the time.
+
+    If it did not, it is left behind, and does not keep the process from ending.
+
+    Raises:
+        BaseException: what the function raised within the time.
+    """
+    outcome: Future[None] = Future()
+
+    def work() -> None:
+        try:
+            function()
+        except BaseException as error:  # handed on to the caller, whatever it is
+            outcome.set_exception(error)
+        else:
+            outcome.set_result(None)
+
+    threading.Thread(target=work, name="june-try", daemon=True).start()
+    finished = asyncio.wrap_future(outcome)
+    done, _ = await asyncio.wait([finished], timeout=limit_s)
+    if done:
+        finished.result()
+    return bool(done)
+
+
+@asynccontextmanager
+async def watched_loop(limit_s: float) -> AsyncIterator[None]:
+    """Sample how late the event loop is, and guard it against standing still, for as long as the block lasts.
+
+    When the loop has stood still for the time, the stacks of all threads go to standard error: that of the
+    main thread names the line that blocks. When it has for twice the time, the process ends with
+    `STANDSTILL_STATUS`, so that whoever started june starts her again; so it does not when the whole process
+    was halted meanwhile. Code that keeps Python's own lock, such as a search with a bad regular expression,
+    keeps the watchdog from looking too: after four times the time the stacks are shown all the same, and the
+    process ends with status 1.
+
+    Args:
+        limit_s: how long the loop may stand still, seconds; 0: for ever.
+    """
+    watchdog = _Watchdog(limit_s) if limit_s else None
+    sampling = asyncio.create_task(_sample(watchdog, limit_s))
+    try:
+        yield
+    finally:
+        sampling.cancel()
+        await settled(sampling)
+        if watchdog is not None:
+            watchdog.close()
+
+
+async def _sample(watchdog: "_Watchdog | None", limit_s: float) -> None:
+    while True:
+        begin = time.perf_counter()
+        await asyncio.sleep(LAG_SAMPLE_S)
+        lag_s = max(0.0, time.perf_counter() - begin - LAG_SAMPLE_S)
+        event_loop_lag_seconds.observe(lag_s)
+        if watchdog is not None:
+            watchdog.pat()
+            if lag_s > limit_s:
+                log.error("loop.stood_still", seconds=round(lag_s, 2))
+
+
+class _Watchdog:
+    def __init__(self, limit_s: float) -> None:
+        self._limit_s = limit_s
+        self._pats = 0
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="june-watchdog", daemon=True)
+        self._thread.start()
+
+    def pat(self) -> None:
+        """The loop runs."""
+        self._pats += 1
+
+    def close(self) -> None:
+        self._ended.set()
+        self._thread.join()
+        faulthandler.cancel_dump_traceback_later()
+
+    def _watch(self) -> None:
+        seen = looks = 0
+        while not self._ended.wait(self._limit_s / LOOKS):
+            looks = looks + 1 if self._pats == seen else 0
+            seen = self._pats
+            if looks == 0:  # by a thread of C, which needs no lock of Python's
+                faulthandler.dump_traceback_later(4 * self._limit_s, exit=True, file=STDERR)
+            elif looks == LOOKS:  # no event: whoever blocks the loop may hold the log's lock
+                faulthandler.dump_traceback(STDERR)
+            elif looks == 2 * LOOKS:
+                os._exit(STANDSTILL_STATUS)

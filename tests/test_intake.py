@@ -17,7 +17,7 @@ from june.errors import StoreError
 from june.messages import Attachment, Inbound
 from june.settings import AccessSettings, RoutesSettings, TelemetrySettings
 from june.store import HistoryEntry, Received, Store, open_store
-from june.telemetry import configure_logging
+from june.telemetry import configure_logging, hashed
 
 OWNER, BOB, STRANGER = "telegram:1", "telegram:2", "telegram:3"
 START_S = 1_800_000_000.0
@@ -151,10 +151,11 @@ async def test_of_a_stranger_nothing_is_stored_or_answered_but_the_cursor_moves(
 
 
 @pytest.mark.usefixtures("_unconfigured")
-async def test_a_stranger_costs_a_counter_and_a_log_line_with_the_id_and_nothing_else(
-    door: Doorstep, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("log_user_ids", [False, True])
+async def test_a_stranger_costs_a_counter_and_a_log_line_with_the_id_only_if_it_is_asked_for(
+    door: Doorstep, capsys: pytest.CaptureFixture[str], *, log_user_ids: bool
 ) -> None:
-    configure_logging(TelemetrySettings(log_format="json"))
+    configure_logging(TelemetrySettings(log_format="json", log_user_ids=log_user_ids))
     with counted("june_dropped_total", reason="stranger"):
         await door.gate.receive([text(STRANGER)])
     (event,) = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
@@ -163,8 +164,9 @@ async def test_a_stranger_costs_a_counter_and_a_log_line_with_the_id_and_nothing
         "event": "stranger.ignored",
         "level": "info",
         "platform": "telegram",
-        "user": STRANGER,
+        "user": STRANGER if log_user_ids else hashed(STRANGER),
     }
+    assert STRANGER not in hashed(STRANGER)
 
 
 async def test_the_owners_may_let_in_and_shut_out_but_for_themselves(door: Doorstep) -> None:

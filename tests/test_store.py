@@ -19,6 +19,7 @@ from june.messages import (
     Voice,
 )
 from june.store import Person, Queued, Received, Spent, Store, Waiting, open_store
+from june.telemetry import trace_id
 from tests.stored import ANNA, BERT, Clock, claim, explain, inbound, receive, recording, reply, take
 
 VOICE = Voice(ogg_opus=b"OggS" * 2000, duration_s=2.5, waveform=bytes(range(25)))
@@ -85,7 +86,9 @@ async def test_a_message_comes_out_as_it_went_in(store: Store, clock: Clock) -> 
         answer="",
         preview_id="",
         received_at_s=clock.now_s,
+        trace_context=new[0].trace_context,
     )
+    assert trace_id(new[0].trace_context)
     assert new == [expected]
     assert await claim(store) == replace(expected, attempts=1)
 

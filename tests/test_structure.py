@@ -32,10 +32,11 @@ OWNERS = {
     "onnxruntime": "tts/piper.py",
     "piper": "tts/piper.py",
     "pydantic_settings": "settings.py",
-    "prometheus_client": "telemetry.py",
+    "opentelemetry": "telemetry/traces.py",
+    "prometheus_client": "telemetry/metrics.py",
     "pynvml": "hardware.py",
     "sqlite3": "store/database.py",
-    "structlog": "telemetry.py",
+    "structlog": "telemetry/logs.py",
     "xllamacpp": "bench/peers.py",
 }
 """The one module that imports a library, and translates its exceptions; a package where that is a lot."""
@@ -45,9 +46,9 @@ COMPARED_IN = {"llama_cpp": "bench/peers.py"}
 
 LOADED_BY_NAME = {
     *("aiogram", "ctranslate2", "discord", "faster_whisper", "llama_cpp", "onnxruntime", "piper"),
-    *("matplotlib", "xllamacpp"),
+    *("matplotlib", "opentelemetry", "xllamacpp"),
 }
-"""Libraries that are imported only when the backend, the chat app or the bench on them is chosen."""
+"""Libraries that are imported only when what is on them is chosen."""
 
 
 def imported_packages(tree: ast.Module) -> Iterator[str]:

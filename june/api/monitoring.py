@@ -66,8 +66,8 @@ class Monitoring:
         status = HTTPStatus.OK if is_ready else HTTPStatus.SERVICE_UNAVAILABLE
         return web.json_response({"ready": is_ready}, status=status)
 
-    async def _metrics(self, _: web.Request) -> web.Response:
-        body, content_type = exposition()
+    async def _metrics(self, request: web.Request) -> web.Response:
+        body, content_type = exposition(",".join(request.headers.getall("Accept", ())))
         return web.Response(body=body, headers={"Content-Type": content_type})
 
     async def _openapi(self, _: web.Request) -> web.Response:

@@ -57,7 +57,6 @@ class Services:
 
 def message_json(message: Message) -> dict[str, Any]:
     """A message as every endpoint shows it."""
-    trace = message.trace_context.split("-")
     return {
         "id": message.id,
         "platform": message.platform,

@@ -22,7 +22,7 @@ from june.errors import DeliveryError, JuneError, QueueError
 from june.messages import Delivered, Outbound, Platform, Purpose
 from june.settings import DeliverySettings
 from june.store import Queued, Store
-from june.telemetry import errors_total, log
+from june.telemetry import errors_total, following, log, stage
 from june.workers import settled
 
 MAX_CHATS = 16
@@ -178,26 +178,34 @@ class Delivery:
     async def _deliver(self, adapter: Adapter, rows: tuple[Queued, ...]) -> None:
         """Send one chat's messages, and settle what becomes of each."""
         while rows:
-            group = rows[:1]
-            begin = time.perf_counter()
-            try:
+            first = rows[0]
+            with following(first.trace_context, turn=first.answers, chat=first.message.chat):
+                rows = await self._deliver_first(adapter, rows)
+
+    async def _deliver_first(self, adapter: Adapter, rows: tuple[Queued, ...]) -> tuple[Queued, ...]:
+        """Send the first message, with others if they fit; the rows to go on with now."""
+        group = rows[:1]
+        timings_s: dict[str, float] = {}
+        kind = group[0].message.kind
+        try:
+            with stage("send", timings_s, platform=adapter.platform, kind=kind):
                 group = _fitting(adapter, rows)
                 parts = await self._send(adapter, group)
                 await self._commit(partial(self._store.mark_sent, _ids(group)))
-            except Exception as error:  # the boundary: whatever one message comes to, the others are sent
-                if await self._postpone_or_give_up(adapter.platform, rows, group, error):
-                    return
-            else:
-                log.info(
-                    "reply.sent",
-                    kind=group[0].message.kind,
-                    platform=adapter.platform,
-                    messages=len(group),
-                    parts=parts,
-                    seconds=round(time.perf_counter() - begin, 4),
-                    attempts=group[0].attempts,
-                )
-            rows = rows[len(group) :]
+        except Exception as error:  # the boundary: whatever one message comes to, the others are sent
+            if await self._postpone_or_give_up(adapter.platform, rows, group, error):
+                return ()
+        else:
+            log.info(
+                "reply.sent",
+                kind=kind,
+                platform=adapter.platform,
+                messages=len(group),
+                parts=parts,
+                seconds=round(timings_s["send"], 4),
+                attempts=group[0].attempts,
+            )
+        return rows[len(group) :]
 
     async def _postpone_or_give_up(
         self, platform: Platform, rows: tuple[Queued, ...], group: tuple[Queued, ...], error: Exception

@@ -46,7 +46,7 @@ def ask(
     if voice:
         changes["tts"] = settings.tts.model_copy(update={"model": voice})
     settings = settings.model_copy(update=changes)
-    configure_logging(settings.telemetry)
+    configure_logging(settings.telemetry, settings.secret_values())
     _refuse_unwritable(out)
     json_schema = _read_schema(schema) if schema else None
     recording = _read(file, settings.audio) if file else None

@@ -96,7 +96,8 @@ def llm(
 
 def _quiet_settings(file: Path | None) -> Settings:
     settings = load_settings(file)
-    configure_logging(settings.telemetry.model_copy(update={"log_level": "warning"}))
+    telemetry = settings.telemetry.model_copy(update={"log_level": "warning"})
+    configure_logging(telemetry, settings.secret_values())
     return settings
 
 

@@ -31,6 +31,7 @@ from june.errors import JuneError
 from june.messages import Delivered
 from june.settings import load_settings
 from june.store import HistoryEntry, Store, open_store
+from june.telemetry import trace_id
 
 T = TypeVar("T")
 
@@ -59,7 +60,7 @@ def history(
     since_s = _since_s(since)
     entries = _read(settings_file, lambda store: store.history(chat=chat, since_s=since_s, limit=limit))
     if as_json:
-        print(json.dumps([asdict(entry) for entry in entries]))
+        print(json.dumps([asdict(entry) | {"trace_id": trace_id(entry.trace_context)} for entry in entries]))
         return
     table = Table("id", "time", "chat", "from", "kind", "status", "text", "notes")
     for entry in entries:

@@ -17,7 +17,7 @@ def run(
 ) -> None:
     """Answer on Telegram and Discord until SIGTERM or Ctrl-C."""
     settings = load_settings(settings_file)
-    configure_logging(settings.telemetry)
+    configure_logging(settings.telemetry, settings.secret_values())
     asyncio.run(_serve(settings))
 
 

@@ -5,7 +5,9 @@ is looked at when it arrives only for what cannot wait its turn: whether it ends
 """
 
 import asyncio
+import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
 from june.conversation.addressing import is_stop
@@ -14,7 +16,7 @@ from june.conversation.reply import Desk, Reply
 from june.errors import JuneError
 from june.messages import Transcript
 from june.store import Received
-from june.telemetry import log
+from june.telemetry import following, log, note_wait
 from june.workers import settled
 
 LEASE_S = 3600.0
@@ -37,6 +39,7 @@ class Dispatcher:
         self._desk = desk
         self._settings = desk.settings.chat
         self._store = desk.store
+        self._begin_s = time.time()
         self._turns: dict[str, _Turn] = {}
         self._listening: dict[int, asyncio.Task[Transcript | None]] = {}
         self._changed = asyncio.Event()
@@ -99,7 +102,11 @@ class Dispatcher:
             self._stopped.discard(received.message.chat)
         turn = _Turn(reply_to(self._desk, received))
         self._turns[received.message.chat] = turn
-        turn.task = asyncio.create_task(self._guard(received.message.chat, turn))
+        # A message that june was killed over waits since she is back.
+        since_s = received.received_at_s if received.attempts == 1 else self._begin_s
+        with _following(received):
+            note_wait(max(since_s, received.received_at_s))
+            turn.task = asyncio.create_task(self._guard(received.message.chat, turn))
 
     async def _guard(self, chat: str, turn: _Turn) -> None:
         """Run one turn; a failure that is not its own ends the dispatcher."""
@@ -137,7 +144,8 @@ class Dispatcher:
     def _listen(self, received: Received) -> None:
         """Hear a short recording before its turn comes: it may say "stop"."""
         if len(self._listening) < self._settings.max_turns:
-            task = asyncio.create_task(self._listen_for_stop(received))
+            with _following(received):
+                task = asyncio.create_task(self._listen_for_stop(received))
             self._listening[received.id] = task
             task.add_done_callback(lambda _: self._listening.pop(received.id))
 
@@ -149,3 +157,7 @@ class Dispatcher:
         if is_stop(transcript.text, self._settings.names):
             self._stop(received.message.chat)
         return transcript
+
+
+def _following(received: Received) -> AbstractContextManager[None]:
+    return following(received.trace_context, turn=received.id, chat=received.message.chat)

@@ -4,6 +4,7 @@ The text goes into the outbox as soon as the model has written it, the voice whe
 step is committed: a turn that is repeated after a crash hears and writes nothing twice.
 """
 
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ from june.errors import SENTENCES, DeliveryError, GenerationError, StageError, S
 from june.messages import ChatPreferences, Inbound, Outbound, Transcript, Voice
 from june.settings import Settings
 from june.store import Received, Role, Store
-from june.telemetry import errors_total, log, where
+from june.telemetry import errors_total, finish_trace, log, stage, where
 
 
 class Preview(Protocol):
@@ -128,7 +129,10 @@ class Desk:
         """
         if received.transcript is not None:
             return Heard(received.transcript)
-        return await self._hear(received, await self._download(received))
+        timings_s: dict[str, float] = {}
+        heard = await self._hear(received, await self._download(received, timings_s))
+        heard.timings_s.update(timings_s)
+        return heard
 
     async def hear_and_record(self, received: Received) -> tuple[Transcript, Voice]:
         """What a message's recording says, and the recording, to be kept: the app's link to it expires.
@@ -136,13 +140,19 @@ class Desk:
         Raises:
             StageError: the recording cannot be had, or is none.
         """
-        recording = await self._download(received)
+        recording = await self._download(received, {})
         transcript = received.transcript or (await self._hear(received, recording)).transcript
         return transcript, await self.pipeline.record(recording)
 
-    async def _download(self, received: Received) -> bytes:
+    async def _download(self, received: Received, timings_s: dict[str, float]) -> bytes:
+        with stage("download", timings_s, platform=received.message.platform) as facts:
+            recording = await self._fetch(received.message)
+            facts["audio_bytes"] = len(recording)
+            return recording
+
+    async def _fetch(self, message: Inbound) -> bytes:
         try:
-            return await self.apps.download(received.message)
+            return await self.apps.download(message)
         except DeliveryError as error:
             if error.reason == "too_large":
                 raise StageError("download", "audio_too_large_for_app", str(error)) from None
@@ -162,6 +172,7 @@ class Reply:
         self._desk = desk
         self._settings = desk.settings
         self.received = received
+        self._begin = time.perf_counter()
         self.timings_s: dict[str, float] = {}
         """Seconds by stage, once it is answered."""
         self._mode = Mode(speaks=False, writes=True)
@@ -330,8 +341,9 @@ class Reply:
         forget_text: bool = False,
         timings_s: Mapping[str, float] | None = None,
     ) -> None:
-        await self._desk.store.finish(
-            self.received.id,
+        received = self.received
+        is_finished = await self._desk.store.finish(
+            received.id,
             replies,
             outcome=outcome,
             answer=answer,
@@ -341,6 +353,17 @@ class Reply:
             timings_s=timings_s,
         )
         self._desk.on_outbox()
+        if is_finished:
+            finish_trace(
+                received.received_at_s,
+                turn_s=time.perf_counter() - self._begin if received.message.attachment else None,
+                platform=received.message.platform,
+                outcome=outcome,
+                error=error,
+                message_id=received.message.message_id,
+                kind=received.message.kind,
+                role=received.role,
+            )
 
     def _outbound(self, text: str, preview_id: str = "", echo: str = "") -> Outbound:
         message = self.received.message

@@ -22,6 +22,7 @@ from june.llm import ChatModel
 from june.messages import (
     ChatMessage,
     ChatRequest,
+    Delta,
     Device,
     JsonObject,
     Pcm,
@@ -33,7 +34,7 @@ from june.messages import (
 )
 from june.settings import LlmSettings, Settings
 from june.stt import SpeechToText
-from june.telemetry import log, stage
+from june.telemetry import Facts, errors_total, log, stage
 from june.tts import TextToSpeech
 from june.workers import ModelThread, StopFlag, settled
 
@@ -173,15 +174,16 @@ class VoicePipeline:
         timings_s: dict[str, float] = {}
         outcome = "cancelled"
         measures: dict[str, int | float] = {}
+        begin = time.perf_counter()
         try:
-            with stage("total", timings_s):
-                result = await self._answer(request, listener, timings_s)
+            result = await self._answer(request, listener, timings_s)
             outcome = result.outcome if result.speech_error is None else result.speech_error.code
             measures = _measure(result)
         except StageError as error:
             outcome = error.code
             raise
         finally:
+            timings_s["total"] = timings_s.get("total", 0.0) + time.perf_counter() - begin
             seconds = {f"{name}_s": round(value, 4) for name, value in timings_s.items()}
             log.info("turn.finished", outcome=outcome, **measures, **seconds)
         if self._settings.telemetry.log_content:
@@ -221,6 +223,7 @@ class VoicePipeline:
                     voices = await speaking
             except StageError as speech_error:
                 error = speech_error
+                errors_total.labels(error.stage, error.code).inc()
                 log.warning("speech.failed", stage=error.stage, code=error.code, detail=str(error))
         return TurnResult("answered", transcript, answer.text, voices, error, answer.usage, timings_s)
 
@@ -229,12 +232,14 @@ class VoicePipeline:
         return self._settings.tts.voices.get(language, "")
 
     async def _decode(self, data: bytes, timings_s: dict[str, float]) -> Pcm:
-        async with _limited("decode", CODEC_TIMEOUT_S, timings_s):
+        async with _limited("decode", CODEC_TIMEOUT_S, timings_s, audio_bytes=len(data)):
             return await self._codec.run(lambda _: audio.decode(data, self._settings.audio))
 
     async def _transcribe(self, pcm: Pcm, language: str, timings_s: dict[str, float]) -> Transcript:
-        async with _limited("stt", self._settings.stt.timeout_s, timings_s):
-            return await self._stt.transcribe(pcm, language=language)
+        async with _limited("stt", self._settings.stt.timeout_s, timings_s, **_named(self._stt)) as facts:
+            transcript = await self._stt.transcribe(pcm, language=language)
+            facts |= {"audio_s": transcript.duration_s, "language": transcript.language}
+            return transcript
 
     def chat_request(
         self,
@@ -269,7 +274,7 @@ class VoicePipeline:
         sentences = SentenceStream()
         begin = time.perf_counter()
         async with (
-            _limited("llm", self._settings.llm.timeout_s, timings_s),
+            _limited("llm", self._settings.llm.timeout_s, timings_s, **_named(self._llm)) as facts,
             aclosing(self._llm.stream(request)) as deltas,
         ):
             async for delta in deltas:
@@ -279,6 +284,8 @@ class VoicePipeline:
                     if listener is not None:
                         listener.text_grew(answer.text)
                 answer.usage = delta.usage or answer.usage
+                facts.update(_counted(delta))
+            facts["time_to_first_token_s"] = timings_s.get("llm_first_token", 0.0)
         answer.finish(sentences.finish())
         if not answer.text:
             raise GenerationError("llm_empty", "The language model wrote nothing.")
@@ -311,13 +318,18 @@ class VoicePipeline:
         timings_s: dict[str, float],
     ) -> None:
         begin = time.perf_counter()
+        known = {**_named(self._tts), "voice": voice}
         async for sentence in answer.sentences():
             async with (
-                _limited("tts", self._settings.tts.timeout_s, timings_s),
+                _limited(
+                    "tts", self._settings.tts.timeout_s, timings_s, characters=len(sentence), **known
+                ) as facts,
                 aclosing(self._tts.synthesize(sentence, voice=voice)) as pieces,
             ):
                 speech = [piece async for piece in pieces]
-            timings_s.setdefault("tts_first_audio", time.perf_counter() - begin)
+                if "tts_first_audio" not in timings_s:
+                    timings_s["tts_first_audio"] = time.perf_counter() - begin
+                    facts["time_to_first_audio_s"] = timings_s["tts_first_audio"]
             await spoken.put(_Sentence(sentence, speech))
         if not answer.has_sentences:
             raise SynthesisError("nothing_to_say", "Nothing in the answer can be spoken.")
@@ -330,14 +342,18 @@ class VoicePipeline:
         finished: list[Voice] = []
         message = _VoiceMessage(self._settings)
         while (sentence := await spoken.get()) is not None:
+            if not message.has_room_for(sentence):
+                finished.append(await self._finish(message, timings_s))
+                message = _VoiceMessage(self._settings)
             async with _limited("encode", CODEC_TIMEOUT_S, timings_s):
-                if not message.has_room_for(sentence):
-                    finished.append(await self._codec.run(lambda _, full: full.finish(), message))
-                    message = _VoiceMessage(self._settings)
                 await self._codec.run(lambda _, one, more: one.append(more), message, sentence)
-        async with _limited("encode", CODEC_TIMEOUT_S, timings_s):
-            finished.append(await self._codec.run(lambda _: message.finish()))
-        return tuple(finished)
+        return (*finished, await self._finish(message, timings_s))
+
+    async def _finish(self, message: "_VoiceMessage", timings_s: dict[str, float]) -> Voice:
+        async with _limited("encode", CODEC_TIMEOUT_S, timings_s, codec="opus") as facts:
+            voice = await self._codec.run(lambda _: message.finish())
+            facts |= {"audio_s": voice.duration_s, "audio_bytes": len(voice.ogg_opus)}
+            return voice
 
 
 @dataclass(frozen=True, slots=True)
@@ -436,12 +452,14 @@ def sampling_of(settings: LlmSettings) -> Sampling:
 
 
 @asynccontextmanager
-async def _limited(name: Stage, limit_s: float, timings_s: dict[str, float]) -> AsyncIterator[None]:
-    """Time the block as a stage, and end it with an error of that stage at its time limit."""
-    with stage(name, timings_s):
+async def _limited(
+    name: Stage, limit_s: float, timings_s: dict[str, float], **facts: str | float
+) -> AsyncIterator[Facts]:
+    """Measure the block as a stage, and end it with an error of that stage at its time limit."""
+    with stage(name, timings_s, **facts) as known:
         try:
             async with asyncio.timeout(limit_s):
-                yield
+                yield known
         except TimeoutError:
             detail = f"Stage {name} took longer than its limit of {limit_s:g} s."
             raise StageError(name, "timeout", detail) from None
@@ -456,6 +474,23 @@ async def _owned(coroutine: Coroutine[Any, Any, T]) -> AsyncIterator[asyncio.Tas
     finally:
         task.cancel()
         await settled(task)
+
+
+def _named(model: SpeechToText | ChatModel | TextToSpeech) -> dict[str, str]:
+    description = model.describe()
+    return {"model": description.name, "backend": description.backend}
+
+
+def _counted(last: Delta) -> Facts:
+    """What the last piece of an answer tells of all of it; nothing of any other piece."""
+    facts: Facts = {} if last.finish_reason is None else {"finish_reason": last.finish_reason}
+    if last.usage is not None:
+        facts |= {
+            "prompt_tokens": last.usage.prompt_tokens,
+            "cached_tokens": last.usage.cached_tokens,
+            "completion_tokens": last.usage.completion_tokens,
+        }
+    return facts
 
 
 def _measure(result: TurnResult) -> dict[str, int | float]:

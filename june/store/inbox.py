@@ -10,6 +10,7 @@ from june.store.database import Database, Transaction, transaction
 from june.store.outbox import add_outbound
 from june.store.questions import forwarded, free, open_question, replied_to, reserve, settle
 from june.store.rows import Received, Role, received, to_json
+from june.telemetry import new_trace_context
 
 
 class Inbox(Database):
@@ -213,12 +214,13 @@ class Inbox(Database):
     def retry_last(self, sql: Transaction, chat: str) -> bool:
         """Whether there was a message to answer anew: the chat's last one that is done and is no command.
 
-        It is NEW now, without its answer and with all its attempts.
+        It is NEW now, as if it had just been received: without its answer, with all its attempts, and with
+        a trace of its own.
         """
         return bool(
             sql.execute(
                 "UPDATE messages SET status = 'NEW', attempts = 0, outcome = '', answer = '', error = '',"
-                " preview_id = '', updated_at_s = :now_s"
+                " preview_id = '', trace_context = :trace_context, due_at_s = :now_s, updated_at_s = :now_s"
                 " WHERE id = ("
                 "  SELECT id FROM messages WHERE direction = 'in' AND chat = :chat AND kind <> 'command'"
                 "  AND route = 'assistant' AND status IN ('RESPONDED', 'ERROR')"
@@ -226,6 +228,7 @@ class Inbox(Database):
                 "  ORDER BY id DESC LIMIT 1"
                 " )",
                 chat=chat,
+                trace_context=new_trace_context(),
                 now_s=sql.now_s,
             ).rowcount
         )
@@ -286,10 +289,10 @@ def _add_inbound(sql: Transaction, message: Inbound, role: Role) -> Received | N
     row = sql.row(
         "INSERT INTO messages (direction, platform, chat, user, user_name, role, kind, text,"
         " platform_message_id, reply_to, duration_s, is_group, is_addressed, is_urgent, sent_at_s,"
-        " attachment, route, taker, answers, created_at_s, updated_at_s)"
+        " attachment, route, taker, answers, trace_context, created_at_s, updated_at_s)"
         " VALUES ('in', :platform, :chat, :user, :user_name, :role, :kind, :text,"
         " :platform_message_id, :reply_to, :duration_s, :is_group, :is_addressed, :is_urgent, :sent_at_s,"
-        " :attachment, :route, :taker, :answers, :now_s, :now_s)"
+        " :attachment, :route, :taker, :answers, :trace_context, :now_s, :now_s)"
         " ON CONFLICT (chat, platform_message_id) WHERE direction = 'in' DO NOTHING RETURNING *",
         platform=message.platform,
         chat=message.chat,
@@ -309,6 +312,7 @@ def _add_inbound(sql: Transaction, message: Inbound, role: Role) -> Received | N
         route=route,
         taker="program" if route == "queue" and attachment is None else "june",
         answers=answers,
+        trace_context=new_trace_context(),
         now_s=sql.now_s,
     )
     if row is None:

@@ -161,10 +161,11 @@ def add_outbound(sql: Transaction, message: Outbound, *, answers: int | None = N
     row = sql.one(
         "INSERT INTO messages (direction, platform, chat, kind, text, reply_to, duration_s, preview_id,"
         " answers, edits, echo, text_is_sent, may_group, user, role, other_users, purpose,"
-        " is_unspoken, forwards, due_at_s, created_at_s, updated_at_s)"
+        " is_unspoken, forwards, trace_context, due_at_s, created_at_s, updated_at_s)"
         " VALUES ('out', :platform, :chat, :kind, :text, :reply_to, :duration_s, :preview_id,"
         " :answers, :edits, :echo, :text_is_sent, :may_group, :user, :role, :other_users, :purpose,"
-        " :is_unspoken, :forwards, :now_s, :now_s, :now_s) RETURNING id",
+        " :is_unspoken, :forwards, coalesce((SELECT trace_context FROM messages WHERE id = :answers), ''),"
+        " :now_s, :now_s, :now_s) RETURNING id",
         platform=message.chat.partition(":")[0],
         chat=message.chat,
         kind=message.kind,

@@ -37,9 +37,11 @@ class Received:
     preview_id: str
     """The platform's id of a message that shows the beginning of an earlier attempt's answer."""
     received_at_s: float
-    """When it was committed, seconds since 1970."""
+    """When it was committed, or is to be answered anew since; seconds since 1970."""
     answers: int = 0
     """The id of the message that it replies to; 0: none of ours."""
+    trace_context: str = ""
+    """Its trace, see june/telemetry/stages.py; "" if it was received before there were traces."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,8 @@ class Queued:
     """What the platform took of it so far."""
     created_at_s: float
     """When it was committed, seconds since 1970."""
+    trace_context: str = ""
+    """The trace of the message that it answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,8 +164,9 @@ def received(row: Row) -> Received:
         else Transcript(transcript, row["language"], row["duration_s"] or 0.0),
         answer=row["answer"],
         preview_id=row["preview_id"],
-        received_at_s=float(row["created_at_s"]),
+        received_at_s=float(max(row["created_at_s"], row["due_at_s"])),
         answers=row["answers"] or 0,
+        trace_context=row["trace_context"],
     )
 
 
@@ -191,6 +196,7 @@ def queued(row: Row) -> Queued:
         attempts=row["attempts"],
         delivered=from_json(row["delivered"]),
         created_at_s=float(row["created_at_s"]),
+        trace_context=row["trace_context"],
     )
 
 

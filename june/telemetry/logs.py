@@ -1,0 +1,213 @@
+"""Events, as lines on standard error: for people, or as JSON.
+
+What people say is personal data: events carry lengths, and texts only under `telemetry.log_content`. Whose
+message it was stands in a line as a keyed hash, and openly only under `telemetry.log_user_ids`. Secrets are
+taken out of the finished line, wherever in it they are: what june holds itself, and what has the form of a
+token. An event at warning or above is shown so many times a minute, and then counted.
+
+What libraries log is an event too, without its text, which may quote anything.
+"""
+
+import hashlib
+import json
+import logging
+import re
+import secrets
+import sys
+import threading
+import time
+import traceback
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+import structlog
+
+from june.settings import TelemetrySettings
+
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
+bound_fields = structlog.contextvars.bound_contextvars
+"""Adds fields to each event that is logged in a block, and in the tasks and jobs that it starts."""
+
+PEOPLE = ("user", "chat")
+"""Fields that name somebody; a private chat has its person's number."""
+
+REDACTED = "[redacted]"
+MIN_SECRET_LENGTH = 8
+"""A shorter secret would be found in half of all lines."""
+TOKEN_SHAPES = re.compile(
+    r"(?<!\d)\d{6,12}(?::|%3A)[\w-]{30,}"  # Telegram's
+    r"|(?<![\w-])[\w-]{23,28}\.[\w-]{6}\.[\w-]{27,}"  # Discord's
+    r"|\bhf_[A-Za-z0-9]{20,}"  # Hugging Face's
+)
+
+REPEATS_PER_MINUTE = 20
+MINUTE_S = 60.0
+MAX_COUNTED = 256
+"""Kinds of events that are counted at a time; beyond it the oldest counts are forgotten."""
+
+_hash_key = secrets.token_bytes(16)
+
+
+def configure_logging(settings: TelemetrySettings, secret_values: Iterable[str] = ()) -> None:
+    """Send june's events to standard error in the format and from the level that is set.
+
+    Args:
+        settings: its section.
+        secret_values: what must not stand in any line. They are also the key of `hashed`, which makes its
+            results the same after a restart, and the numbers behind them not to be found by trying all.
+    """
+    global _hash_key, _repeats  # noqa: PLW0603 - logging is one for the process
+    values = tuple(secret_values)
+    if values:
+        _hash_key = hashlib.blake2b("\0".join(values).encode()).digest()
+    _repeats = _Repeats()
+    as_console = settings.log_format == "console" or (settings.log_format == "auto" and sys.stderr.isatty())
+    renderers: list[structlog.typing.Processor] = (
+        [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]  # no locals
+        if as_console
+        else [
+            structlog.processors.ExceptionRenderer(
+                structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+            ),
+            structlog.processors.JSONRenderer(),
+        ]
+    )
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            _repeats,
+            *([] if settings.log_user_ids else [_hash_people]),
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            *renderers,
+            _redact(values),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(
+            logging.getLevelNamesMapping()[settings.log_level.upper()]
+        ),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+    root = logging.getLogger()
+    root.handlers = [handler for handler in root.handlers if not isinstance(handler, _OfLibraries)]
+    root.addHandler(_OfLibraries(with_text=settings.log_content))
+    # It logs each failed try to send spans; june does so once, see traces.py.
+    logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
+
+
+def hashed(name: str) -> str:
+    """A chat or user, such as "telegram:123456789", as "telegram:#" and 12 digits of a keyed hash."""
+    platform = name.partition(":")[0]
+    return f"{platform}:#{hashlib.blake2b(name.encode(), key=_hash_key, digest_size=6).hexdigest()}"
+
+
+def where(error: BaseException) -> str:
+    """Where an unexpected failure was raised, such as "turn.py:42"; its text may quote what people said."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+
+
+def report_repeats(*, is_last: bool = False) -> None:
+    """Log how many events were counted and not shown in minutes that are over; `is_last`: in all."""
+    for event, count in _repeats.take(is_last=is_last):
+        log.info("log.repeated", of=event, count=count)
+
+
+@dataclass(slots=True)
+class _Minute:
+    begin_s: float
+    shown: int = 0
+    counted: int = 0
+
+
+class _Repeats:
+    """The processor that shows each kind of event a few times a minute, and counts the rest."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()  # the models' threads log too
+        self._minutes: OrderedDict[str, _Minute] = OrderedDict()
+        self._over: OrderedDict[str, int] = OrderedDict()
+
+    def __call__(self, _: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+        if event["level"] in {"debug", "info"}:
+            return event
+        kind = f"{event['event']} {event.get('logger', '')}".strip()
+        now_s = self._clock()
+        with self._lock:
+            minute = self._minutes.get(kind)
+            if minute is None or now_s - minute.begin_s >= MINUTE_S:
+                self._end(kind)
+                minute = self._minutes[kind] = _Minute(now_s)
+                while len(self._minutes) > MAX_COUNTED:
+                    self._end(next(iter(self._minutes)))
+            if minute.shown >= REPEATS_PER_MINUTE:
+                minute.counted += 1
+                raise structlog.DropEvent
+            minute.shown += 1
+        return event
+
+    def _end(self, kind: str) -> None:
+        minute = self._minutes.pop(kind, None)
+        if minute is not None and minute.counted:
+            self._over[kind] = self._over.get(kind, 0) + minute.counted
+            while len(self._over) > MAX_COUNTED:
+                self._over.popitem(last=False)
+
+    def take(self, *, is_last: bool) -> list[tuple[str, int]]:
+        """The kinds that were counted and how often, of minutes that are over, or of all."""
+        with self._lock:
+            now_s = self._clock()
+            for kind, minute in list(self._minutes.items()):
+                if is_last or now_s - minute.begin_s >= MINUTE_S:
+                    self._end(kind)
+            taken, self._over = list(self._over.items()), OrderedDict()
+        return taken
+
+
+_repeats = _Repeats()
+
+
+def _hash_people(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    for field in PEOPLE:
+        if isinstance(name := event.get(field), str):
+            event[field] = hashed(name)
+    return event
+
+
+def _redact(values: tuple[str, ...]) -> structlog.typing.Processor:
+    """The last processor: the finished line without secrets, in whichever way one was written into it."""
+    found = {
+        written
+        for value in values
+        if len(value) >= MIN_SECRET_LENGTH
+        for written in (value, json.dumps(value)[1:-1], quote(value, safe=""), repr(value)[1:-1])
+    }
+    pattern = re.compile("|".join(map(re.escape, sorted(found, key=len, reverse=True)))) if found else None
+
+    def redact(_: object, __: str, line: structlog.typing.EventDict) -> str:
+        text = str(line)  # a renderer's result, which structlog's type does not tell
+        if pattern is not None:
+            text = pattern.sub(REDACTED, text)
+        return TOKEN_SHAPES.sub(REDACTED, text)
+
+    return redact
+
+
+class _OfLibraries(logging.Handler):
+    """Warnings and errors that libraries log, as events."""
+
+    def __init__(self, *, with_text: bool) -> None:
+        super().__init__(logging.WARNING)
+        self._with_text = with_text
+
+    def emit(self, record: logging.LogRecord) -> None:
+        error = record.exc_info[1] if record.exc_info else None
+        details = {} if error is None else {"type": type(error).__name__, "raised_at": where(error)}
+        if self._with_text:
+            details["detail"] = record.getMessage()
+        level = logging.ERROR if record.levelno >= logging.ERROR else logging.WARNING
+        place = f"{record.filename}:{record.lineno}"
+        log.log(level, "library.warned", logger=record.name, where=place, **details)
