@@ -21,12 +21,12 @@ from june.store import HistoryEntry, open_store
 from june.telemetry import (
     close_traces,
     configure_logging,
+    exposition,
     finish_trace,
     following,
     new_trace_context,
     note_wait,
     open_traces,
-    render_metrics,
     stage,
     trace_id,
 )
@@ -295,7 +295,7 @@ async def test_nothing_that_is_said_nor_who_said_it_nor_a_token_stands_in_logs_s
         await serving
     await collector.until(lambda spans: sum(not span.parent_span_id for span in spans) == 5)
     logs = capsys.readouterr().err
-    metrics = render_metrics("application/openmetrics-text; version=1.0.0")[0].decode()
+    metrics = exposition("application/openmetrics-text; version=1.0.0")[0].decode()
     spans = "\n".join(str(span) for span in collector.spans)
     rows = await history(tmp_path)
     (answer,) = [row.answer for row in rows if row.kind == "voice" and row.answer]

@@ -13,6 +13,7 @@ from june.chat.addresses import Address
 from june.messages import ModelDescription, Platform
 from june.settings import QueueSettings
 from june.store import Explain, Message, Store
+from june.telemetry import trace_id
 
 
 class Adapter(Protocol):
@@ -76,7 +77,7 @@ def message_json(message: Message) -> dict[str, Any]:
         "expires_at": timestamp(message.expires_at_s),
         "attempts": message.attempts,
         "error": message.error or None,
-        "trace_id": trace[1] if len(trace) > 1 else None,  # of a traceparent (W3C Trace Context)
+        "trace_id": trace_id(message.trace_context) or None,
         "timings_s": message.timings_s or None,
     }
 
