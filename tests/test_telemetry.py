@@ -1,6 +1,8 @@
 """What is logged, and the timing of stages."""
 
+import asyncio
 import json
+import logging
 import os
 import sys
 import time
@@ -9,10 +11,22 @@ from typing import Any, Literal
 
 import pytest
 import structlog
+from pydantic import SecretStr
 
-from june.errors import TranscriptionError
-from june.settings import TelemetrySettings
-from june.telemetry import configure_logging, log, stage
+from june.errors import DeliveryError, TranscriptionError
+from june.settings import DiscordSettings, Settings, TelegramSettings, TelemetrySettings
+from june.telemetry import (
+    configure_logging,
+    exposition,
+    following,
+    hashed,
+    log,
+    new_trace_context,
+    report_repeats,
+    stage,
+    trace_id,
+)
+from june.telemetry.logs import MAX_COUNTED, MINUTE_S, REPEATS_PER_MINUTE, Repeats
 from june.workers import ModelThread
 
 Level = Literal["debug", "info", "warning", "error"]
@@ -105,6 +119,128 @@ async def test_what_is_bound_to_a_turn_is_logged_on_a_models_thread_too(
     assert [event["turn"] for event in logged(capsys)] == ["7f"]
 
 
+TELEGRAM_TOKEN = "123456789:AAH-a-token-that-nobody-may-see"  # noqa: S105 (of no bot)
+SECRETS = ('pass"word\\ünd/more', TELEGRAM_TOKEN)
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+@pytest.mark.parametrize(
+    "told",
+    [
+        f"cannot reach https://api.telegram.org/file/bot{TELEGRAM_TOKEN}/voice.oga",
+        "bot987654321:AAHAnotherBotsTokenThatIsNotInTheSettings",
+        "bot987654321%3AAAHAnotherBotsTokenThatIsNotInTheSettings",
+        "Authorization: Bot MTk4NjIyNDgzNDcxOTI1MjQ4.Cl2FMQ.ZnCjm1XVW7vRze4b7Cq4se7kKWs-xyz",
+        "hf_abcdefghijklmnopqrstuvwxyz",
+        'a pass"word\\ünd/more',
+        "a pass%22word%5C%C3%BCnd%2Fmore",
+    ],
+)
+def test_a_secret_stands_in_no_line_wherever_it_was_written(
+    told: str, log_format: Literal["json", "console"], capsys: pytest.CaptureFixture[str]
+) -> None:
+    configure_logging(TelemetrySettings(log_format=log_format), SECRETS)
+
+    def reach() -> None:
+        raise ConnectionError(told)
+
+    try:
+        reach()
+    except ConnectionError:
+        log.exception("adapter.failed", details={"nested": [told]})
+    written = capsys.readouterr().err
+    assert written.count("[redacted]") >= 2
+    for piece in ("nobody-may-see", "AnotherBots", "ZnCjm1XVW7", "abcdefghij", "nd/more", "nd%2Fmore"):
+        assert piece not in written
+    if log_format == "json":
+        assert json.loads(written)["event"] == "adapter.failed"
+
+
+def test_every_secret_of_the_settings_is_known_to_the_log() -> None:
+    settings = Settings(
+        telegram=TelegramSettings(token=SecretStr("one"), webhook_secret=SecretStr("two")),
+        discord=DiscordSettings(token=SecretStr("three")),
+    )
+    assert settings.secret_values() == ("one", "two", "three")
+
+
+@pytest.mark.parametrize("log_user_ids", [False, True])
+def test_who_it_was_is_a_hash_unless_the_owner_wants_to_know(
+    capsys: pytest.CaptureFixture[str], *, log_user_ids: bool
+) -> None:
+    configure_logging(TelemetrySettings(log_format="json", log_user_ids=log_user_ids), ["a bot's token"])
+    context = new_trace_context()
+    with following(context, turn=7, chat="telegram:1001"):
+        log.info("stranger.ignored", user="telegram:1002")
+    (event,) = logged(capsys)
+    names = ["telegram:1001", "telegram:1002"]
+    assert [event["chat"], event["user"]] == (names if log_user_ids else [hashed(name) for name in names])
+    assert (event["turn"], event["trace_id"]) == (7, trace_id(context))
+    configure_logging(TelemetrySettings(), ["another token"])
+    assert hashed("telegram:1001") != event["chat"]
+    configure_logging(TelemetrySettings(), ["a bot's token"])
+    assert log_user_ids or hashed("telegram:1001") == event["chat"]
+
+
+def test_what_repeats_is_shown_some_times_a_minute_and_then_counted(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    configure_logging(TelemetrySettings(log_format="json"))
+    for number in range(REPEATS_PER_MINUTE + 30):
+        log.warning("reply.postponed", number=number)
+        log.info("reply.sent")
+    log.error("adapter.failed")
+    report_repeats()  # the minute is not over
+    report_repeats(is_last=True)
+    *events, last = logged(capsys)
+    shown = [event["number"] for event in events if event["event"] == "reply.postponed"]
+    assert shown == list(range(REPEATS_PER_MINUTE))
+    assert sum(event["event"] == "reply.sent" for event in events) == REPEATS_PER_MINUTE + 30
+    assert events[-1]["event"] == "adapter.failed"
+    assert (last["event"], last["of"], last["count"]) == ("log.repeated", "reply.postponed", 30)
+
+
+def test_a_repeated_event_is_shown_again_in_the_next_minute_and_kinds_are_kept_within_bounds() -> None:
+    now_s = [0.0]
+    repeats = Repeats(lambda: now_s[0])
+
+    def shown(event: str) -> bool:
+        try:
+            repeats(None, "", {"event": event, "level": "warning"})
+        except structlog.DropEvent:
+            return False
+        return True
+
+    assert [shown("a") for _ in range(REPEATS_PER_MINUTE + 2)][-3:] == [True, False, False]
+    assert repeats.take(is_last=False) == []
+    now_s[0] += MINUTE_S
+    assert repeats.take(is_last=False) == [("a", 2)]
+    assert shown("a")
+    for number in range(10 * MAX_COUNTED):
+        for _ in range(REPEATS_PER_MINUTE + 1):
+            shown(f"event {number}")
+    assert len(repeats._minutes) == MAX_COUNTED  # noqa: SLF001 - the bound is a promise, and shown by nothing
+    assert len(repeats.take(is_last=True)) <= MAX_COUNTED
+
+
+@pytest.mark.parametrize("log_content", [False, True])
+def test_what_a_library_warns_of_is_an_event_that_keeps_its_text_to_itself(
+    capsys: pytest.CaptureFixture[str], *, log_content: bool
+) -> None:
+    configure_logging(TelemetrySettings(log_format="json", log_content=log_content))
+    library = logging.getLogger("aiosomething")
+    library.info("not worth a line")
+    try:
+        int("words")
+    except ValueError:
+        library.exception("cannot send %s", "words")
+    (event,) = logged(capsys)
+    assert (event["event"], event["level"], event["logger"]) == ("library.warned", "error", "aiosomething")
+    assert event["type"] == "ValueError"
+    assert event["where"].startswith("test_telemetry.py:")
+    assert ("words" in str(event)) is log_content
+
+
 def test_a_stage_is_timed_in_seconds() -> None:
     timings_s: dict[str, float] = {}
     begin = time.perf_counter()
@@ -131,8 +267,10 @@ def test_a_stage_entered_again_adds_up() -> None:
     [
         (None, "ok"),
         (TranscriptionError("stt_failed", "Whisper failed."), "stt_failed"),
+        (DeliveryError("gone", "The chat is gone."), "gone"),
         (ValueError("wrong"), "ValueError"),
         (KeyboardInterrupt(), "KeyboardInterrupt"),
+        (asyncio.CancelledError(), "cancelled"),
     ],
 )
 def test_a_stage_counts_and_logs_its_outcome_whatever_it_is(
@@ -155,3 +293,27 @@ def test_a_stage_counts_and_logs_its_outcome_whatever_it_is(
     assert (event["event"], event["stage"], event["outcome"]) == ("stage.finished", "stt", outcome)
     assert event["seconds"] == round(timings_s["stt"], 4)
     assert timings_s["stt"] > 0
+
+
+def value(sample: str) -> float:
+    """A sample of `/metrics`, as a scraper reads it; 0 if it is not there."""
+    lines = exposition()[0].decode().splitlines()
+    found = [line.rpartition(" ")[2] for line in lines if line.rpartition(" ")[0] == sample]
+    return float(found[0]) if found else 0.0
+
+
+def test_one_stage_feeds_every_metric_that_it_knows_something_of() -> None:
+    names = (
+        'june_stage_duration_seconds_count{outcome="ok",stage="llm"}',
+        "june_llm_time_to_first_token_seconds_sum",
+        "june_llm_tokens_per_second_count",
+        'june_llm_tokens_total{direction="prompt"}',
+        'june_llm_tokens_total{direction="completion"}',
+    )
+    before = [value(name) for name in names]
+    with stage("llm", {}) as facts:
+        assert value('june_inflight{stage="llm"}') == 1
+        facts.update(prompt_tokens=9, completion_tokens=4, time_to_first_token_s=1e-9)
+    grown = [value(name) - old for name, old in zip(names, before, strict=True)]
+    assert grown == [1, pytest.approx(1e-9), 1, 9, 4]
+    assert value('june_inflight{stage="llm"}') == 0

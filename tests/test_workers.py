@@ -1,17 +1,31 @@
 """The threads that models compute on: results, refusals, cancelling and closing."""
 
 import asyncio
+import os
+import subprocess
+import sys
 import threading
 import weakref
 from collections.abc import AsyncIterator, Callable, Generator
 from contextlib import aclosing
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from june.errors import StageError
-from june.workers import MAX_ITEMS, Channel, ModelThread, StopFlag, settled
+from june.settings import PROJECT_ROOT
+from june.workers import (
+    MAX_ITEMS,
+    STANDSTILL_STATUS,
+    Channel,
+    ModelThread,
+    StopFlag,
+    settled,
+    try_for,
+    watched_loop,
+)
 
 PATIENCE_S = 5
 """A job of a test gives up after this long, so that a failing test ends."""
@@ -537,3 +551,65 @@ async def test_two_threads_share_one_queue_and_both_end() -> None:
     before = threading.active_count()
     await thread.close()
     assert threading.active_count() == before - 2
+
+
+async def test_what_takes_too_long_is_left_behind_and_what_does_not_is_waited_for() -> None:
+    let_go = threading.Event()
+    try:
+        assert not await try_for(0.01, let_go.wait)
+    finally:
+        let_go.set()
+    assert await try_for(PATIENCE_S, lambda: None)
+    with pytest.raises(ValueError, match="its own"):
+        await try_for(PATIENCE_S, lambda: int("its own"))
+
+
+WATCHED = """
+import asyncio, re, time
+from june.workers import watched_loop
+
+async def main():
+    async with watched_loop({limit_s}):
+        await asyncio.sleep(0.3)
+        {block}
+        await asyncio.sleep(0.3)
+
+asyncio.run(main())
+"""
+KEEPS_THE_INTERPRETER = 're.match("(a+)+$", "a" * 60 + "b")'
+
+
+@pytest.mark.parametrize(
+    ("limit_s", "block", "status", "is_shown"),
+    [
+        (0.5, "time.sleep(60)", STANDSTILL_STATUS, True),
+        (0.5, KEEPS_THE_INTERPRETER, 1, True),
+        (1.5, "time.sleep(2.25)", 0, True),
+        (1, "await asyncio.sleep(1.5)", 0, False),
+        (0, "time.sleep(1)", 0, False),
+    ],
+)
+def test_a_loop_that_stands_still_is_shown_with_its_line_and_ends_the_process_if_it_stays(
+    limit_s: float, block: str, status: int, *, is_shown: bool, tmp_path: Path
+) -> None:
+    file = tmp_path / "watched.py"
+    file.write_text(WATCHED.format(limit_s=limit_s, block=block))
+    child = subprocess.run(
+        [sys.executable, file],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(PROJECT_ROOT)},
+        check=False,
+        timeout=60,
+    )
+    line = file.read_text().splitlines().index(f"        {block}") + 1
+    assert child.returncode == status
+    assert (f'"{file}", line {line} in main' in child.stderr) is is_shown
+    assert ("loop.stood_still" in child.stdout + child.stderr) is (is_shown and status == 0)
+
+
+async def test_the_watch_ends_with_its_block() -> None:
+    before = set(threading.enumerate())
+    async with watched_loop(30):
+        assert "june-watchdog" in {thread.name for thread in set(threading.enumerate()) - before}
+    assert set(threading.enumerate()) == before

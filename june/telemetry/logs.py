@@ -63,7 +63,7 @@ def configure_logging(settings: TelemetrySettings, secret_values: Iterable[str] 
     values = tuple(secret_values)
     if values:
         _hash_key = hashlib.blake2b("\0".join(values).encode()).digest()
-    _repeats = _Repeats()
+    _repeats = Repeats()
     as_console = settings.log_format == "console" or (settings.log_format == "auto" and sys.stderr.isatty())
     renderers: list[structlog.typing.Processor] = (
         [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]  # no locals
@@ -122,7 +122,7 @@ class _Minute:
     counted: int = 0
 
 
-class _Repeats:
+class Repeats:
     """The processor that shows each kind of event a few times a minute, and counts the rest."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -132,6 +132,11 @@ class _Repeats:
         self._over: OrderedDict[str, int] = OrderedDict()
 
     def __call__(self, _: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+        """The event, if it is to be shown.
+
+        Raises:
+            DropEvent: it is only counted.
+        """
         if event["level"] in {"debug", "info"}:
             return event
         kind = f"{event['event']} {event.get('logger', '')}".strip()
@@ -167,7 +172,7 @@ class _Repeats:
         return taken
 
 
-_repeats = _Repeats()
+_repeats = Repeats()
 
 
 def _hash_people(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:

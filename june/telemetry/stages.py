@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from june.telemetry.traces import SpanSender
 
 TRACE_CONTEXT = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-(0[01])")
-CANCELLED = "cancelled"
+OK, CANCELLED = "ok", "cancelled"
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +125,7 @@ def stage(name: str, timings_s: dict[str, float], **facts: str | float) -> Itera
     """
     known: Facts = {**facts}
     begin_s, begin = time.time(), time.perf_counter()
-    outcome, is_error = "ok", False
+    outcome, is_error = OK, False
     inflight.labels(name).inc()
     try:
         yield known
@@ -145,7 +145,7 @@ def note_wait(since_s: float) -> None:
     """Measure that a message waited from a time, in seconds since 1970, to now, when its turn begins."""
     seconds = max(time.time() - since_s, 0.0)
     queue_wait_seconds.observe(seconds, _exemplar())
-    _send(Measured("queue_wait", since_s, seconds, "ok", is_error=False, facts={}))
+    _send(Measured("queue_wait", since_s, seconds, OK, is_error=False, facts={}))
 
 
 def finish_trace(
@@ -162,7 +162,7 @@ def finish_trace(
         facts: what else is known of its message.
     """
     if turn_s is not None:
-        turn_seconds.labels(platform, outcome).observe(turn_s, _exemplar())
+        turn_seconds.labels(platform, error or OK).observe(turn_s, _exemplar())
     known: Facts = {**facts, "platform": platform, "outcome": outcome}
     seconds = max(time.time() - received_at_s, 0.0)
     _send(Measured("process", received_at_s, seconds, error or outcome, bool(error), known))
