@@ -1,0 +1,72 @@
+"""Promises of the sampler: it draws what llama.cpp's own chain would."""
+
+import ctypes
+from typing import Any
+
+import llama_cpp
+import numpy as np
+import pytest
+
+from june.llm.llama_cpp.sampling import Sampler
+from june.messages import ChatRequest, Sampling
+
+N_TOKENS = 1000
+
+
+class SmallVocabulary:
+    """What the sampler asks of a vocabulary."""
+
+    n_tokens = N_TOKENS
+    end_tokens = frozenset({7})
+
+
+def by_llama_cpp(sampling: Sampling, rows: "list[np.ndarray[Any, Any]]") -> list[int]:
+    """What llama.cpp draws from each row, with all of its samplers in its own order."""
+    chain = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
+    never = (llama_cpp.llama_logit_bias * 1)(llama_cpp.llama_logit_bias(7, -float("inf")))
+    assert sampling.seed is not None
+    for sampler in (
+        llama_cpp.llama_sampler_init_logit_bias(N_TOKENS, 1, never),
+        llama_cpp.llama_sampler_init_penalties(
+            N_TOKENS, 64, sampling.repeat_penalty, 0.0, sampling.presence_penalty
+        ),
+        llama_cpp.llama_sampler_init_top_k(sampling.top_k),
+        llama_cpp.llama_sampler_init_top_p(sampling.top_p, 1),
+        llama_cpp.llama_sampler_init_min_p(sampling.min_p, 1),
+        llama_cpp.llama_sampler_init_temp(sampling.temperature),
+        llama_cpp.llama_sampler_init_dist(sampling.seed),
+    ):
+        llama_cpp.llama_sampler_chain_add(chain, sampler)
+    drawn = []
+    for row in rows:
+        data = (llama_cpp.llama_token_data * N_TOKENS)()
+        for token, logit in enumerate(row):
+            data[token] = llama_cpp.llama_token_data(token, float(logit), 0.0)
+        choice = llama_cpp.llama_token_data_array(data, N_TOKENS, -1, False)
+        llama_cpp.llama_sampler_apply(chain, ctypes.byref(choice))
+        drawn.append(int(choice.data[choice.selected].id))
+        llama_cpp.llama_sampler_accept(chain, drawn[-1])
+    llama_cpp.llama_sampler_free(chain)
+    return drawn
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(presence_penalty=1.5, seed=1),
+        Sampling(temperature=1.2, top_k=5, repeat_penalty=1.3, seed=2),
+        Sampling(top_k=0, top_p=0.9, min_p=0.05, presence_penalty=0.5, seed=3),
+        Sampling(top_k=N_TOKENS, top_p=1, repeat_penalty=0.8, seed=4),
+        Sampling(temperature=0, presence_penalty=3, seed=5),
+    ],
+)
+def test_it_draws_what_llama_cpp_draws(sampling: Sampling) -> None:
+    random = np.random.default_rng(0)
+    base = random.normal(0, 3, N_TOKENS)
+    rows = [(base + random.normal(0, 1, N_TOKENS)).astype(np.float32) for _ in range(150)]
+    request = ChatRequest((), sampling, max_tokens=1, ignore_eos=True)
+    sampler = Sampler(request, SmallVocabulary())  # type: ignore[arg-type]  # all that it asks for
+    drawn = [sampler.draw(row.copy()) for row in rows]
+    sampler.free()
+    assert drawn == by_llama_cpp(sampling, rows)
+    assert len(set(drawn)) > 1
