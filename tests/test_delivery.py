@@ -17,7 +17,7 @@ from structlog.typing import EventDict
 from june.chat.delivery import FINISH_S, GIVEN_UP, MAX_CHATS, VOICE_REFUSED, Delivery, back_off_s, with_echo
 from june.chat.formatting import telegram_parts, visible_telegram
 from june.errors import DeliveryError, Refusal
-from june.messages import Outbound, Voice
+from june.messages import Outbound, Platform, Purpose, Voice
 from june.settings import DeliverySettings
 from june.store import Queued, Store, open_store
 from tests.fakes import FakeAdapter
@@ -602,3 +602,77 @@ async def test_whatever_fails_each_text_arrives_once_and_in_order(
             wanted = [desk.app.parts(message.text) for message in messages if message.chat == chat]
             assert desk.app.shown(chat) == list(itertools.chain(*wanted))
         assert set(await desk.statuses()) <= {"SENT"}
+
+
+# To whom else
+
+OWNERS = ("telegram:1", "discord:9")
+
+
+def to_the_owner(text: str = "Hello") -> Outbound:
+    return Outbound(OWNERS[0], "text", text, user=OWNERS[0], other_users=OWNERS[1:], purpose="help_request")
+
+
+@asynccontextmanager
+async def on_both_apps(desk: Desk) -> AsyncIterator[FakeAdapter]:
+    """A delivery to two apps; the second is given."""
+    discord = FakeAdapter("discord")
+    apps: dict[Platform, FakeAdapter] = {"telegram": desk.app, "discord": discord}
+    delivery = Delivery(desk.store, apps, desk.settings, clock=desk.clock)
+    running = asyncio.create_task(delivery.run())
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            yield discord
+            await delivery.drain(PATIENCE_S)
+            while (pause_s := await desk.due_s()) is not None:
+                desk.now_s += pause_s
+                await delivery.drain(PATIENCE_S)
+    finally:
+        running.cancel()
+        await asyncio.wait([running])
+
+
+@pytest.mark.parametrize(("reason", "tries"), [("gone", 1), ("refused", 1), ("try_again", 3)])
+async def test_the_owner_gets_on_discord_what_telegram_does_not_take(
+    desk: Desk, reason: Refusal, tries: int
+) -> None:
+    desk.settings = DeliverySettings(max_attempts=20)
+    desk.app.refuses["send_text"] = DeliveryError(reason, "no")
+    (row_id,) = await desk.put(to_the_owner())
+    async with on_both_apps(desk) as discord:
+        pass
+    assert desk.app.requests == [("send_text", OWNERS[0])] * tries
+    assert discord.requests == [("private_chat", OWNERS[1]), ("send_text", OWNERS[1])]
+    assert discord.shown(OWNERS[1]) == ["🆘 **Help is needed**\n\nHello"]
+    row = await desk.row(row_id)
+    assert (row.message.chat, row.message.user, row.message.other_users) == (OWNERS[1], OWNERS[1], ())
+    assert await desk.statuses() == ["SENT"]
+
+
+async def test_what_no_app_takes_is_given_up(desk: Desk) -> None:
+    desk.app.refuses["send_text"] = DeliveryError("refused", "no")
+    (row_id,) = await desk.put(to_the_owner())
+    async with on_both_apps(desk) as discord:
+        discord.refuses["send_text"] = DeliveryError("gone", "no")
+    assert (await desk.store.message(row_id)).status == "ERROR"
+
+
+@pytest.mark.parametrize(
+    ("purpose", "shown"),
+    [
+        ("message", "Hello"),
+        ("clarification", "❓ **Question**\n\nHello"),
+        ("help_request", "🆘 **Help is needed**\n\nHello"),
+        ("progress", "⏳ **Progress**\n\nHello"),
+        ("feedback_request", "📝 **What do you think?**\n\nHello"),
+    ],
+)
+async def test_the_kinds_of_what_programs_send_look_different(
+    desk: Desk, purpose: Purpose, shown: str
+) -> None:
+    (row_id,) = await desk.put(Outbound(CHAT, "text", "Hello", purpose=purpose))
+    await desk.send_due()
+    assert desk.app.shown(CHAT) == [shown]
+    await desk.store.change_text(row_id, "Bye")
+    await desk.send_due()
+    assert desk.app.shown(CHAT) == [shown.replace("Hello", "Bye")]

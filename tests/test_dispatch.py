@@ -9,14 +9,16 @@ from typing import Any, Literal
 
 import pytest
 
+from june.audio import decode
 from june.bench.voice import Question
 from june.conversation.dispatch import Dispatcher
 from june.conversation.reply import Desk, choose_mode
+from june.conversation.speaking import Speaker
 from june.conversation.turn import VoicePipeline
-from june.errors import DeliveryError, QueueError, StoreError, SynthesisError
-from june.messages import Attachment, ChatMessage, ChatPreferences, Inbound, Outbound
+from june.errors import DeliveryError, QueueError, Refusal, StoreError, SynthesisError
+from june.messages import Attachment, ChatMessage, ChatPreferences, Delivered, Inbound, Outbound
 from june.settings import Settings
-from june.store import Received, Role, Store, open_store
+from june.store import Filter, Letter, Message, Queued, Received, Role, Store, open_store
 from tests.fakes import FakeLlm, FakeStt, FakeTts
 from tests.stored import ANNA, BERT, inbound
 
@@ -473,3 +475,235 @@ async def test_a_store_that_fails_ends_the_dispatcher(
         await asyncio.wait([house.running], timeout=20)
         assert isinstance(house.running.exception(), StoreError)
         assert (await house.store.waiting()).processing == 1
+
+
+# --- what is passed on ---
+
+
+async def when(house: House, message_id: int, holds: Callable[[Message], bool]) -> Message:
+    """One message of the store, as soon as something holds of it."""
+    async with asyncio.timeout(20):
+        while True:
+            changed = house.store.next_change()
+            found = await house.store.message(message_id)
+            if holds(found):
+                return found
+            await changed.wait()
+
+
+async def claim_for_program(house: House) -> Message | None:
+    return await house.store.claim_for_program(Filter(), lease_s=60)
+
+
+async def test_a_voice_message_for_the_queue_is_heard_and_kept_before_a_program_gets_it(
+    open_house: Open, settings: Settings
+) -> None:
+    async with open_house() as house:
+        (arrived,) = await house.arrive(voice(1, route="queue"))
+        assert await claim_for_program(house) is None
+        ready = await when(house, arrived.id, lambda found: found.has_audio)
+        assert (ready.status, ready.text, ready.attempts) == ("NEW", "What is the sky?", 0)
+        recording = decode(await house.store.recording(arrived.id), settings.audio)
+        original = decode(house.apps.audio, settings.audio)
+        assert len(recording) == pytest.approx(len(original), rel=0.02)
+        claimed = await claim_for_program(house)
+        assert claimed is not None
+        assert claimed.id == arrived.id
+        assert house.llm.requests == []
+
+
+async def test_june_killed_while_it_hears_for_the_queue_hears_again(open_house: Open) -> None:
+    async with open_house() as house:
+        house.stt.hangs = True
+        (arrived,) = await house.arrive(voice(1, route="queue"))
+        await when(house, arrived.id, lambda found: found.status == "PROCESSING")
+    async with open_house() as house:  # as after a kill, when the row was not released
+        await house.store.transact(
+            lambda sql: sql.execute("UPDATE messages SET status = 'PROCESSING', claimed_by = 'june'")
+        )
+        await house.store.recover(max_attempts=5, explain=lambda row: Outbound(row.message.chat, "text", ""))
+        house.dispatcher.notice([])
+        ready = await when(house, arrived.id, lambda found: found.has_audio)
+        assert ready.status == "NEW"
+        assert await claim_for_program(house) is not None
+
+
+@pytest.mark.parametrize("failure", ["gone", "too_large"])
+async def test_whoever_sent_a_recording_that_cannot_be_had_is_told(
+    open_house: Open, failure: Refusal
+) -> None:
+    async with open_house() as house:
+        house.apps.failure = DeliveryError(failure, "It is not there.")
+        (arrived,) = await house.arrive(voice(1, route="queue"))
+        (told,) = await house.outbox(1)
+        assert told.text.startswith(("I could not fetch", "That recording is larger"))
+        assert (await house.store.message(arrived.id)).status == "ERROR"
+        assert await claim_for_program(house) is None
+
+
+@pytest.mark.parametrize(
+    ("heard", "text"), [("June note, buy milk.", None), ("Note: buy milk.", "buy milk.")]
+)
+async def test_a_spoken_note_that_begins_with_the_word_goes_to_the_queue(
+    open_house: Open, heard: str, text: str | None
+) -> None:
+    async with open_house(routes={"queue_word": "note"}) as house:
+        house.stt.text = heard
+        (arrived,) = await house.arrive(voice(1))
+        if text is None:
+            assert len(await house.outbox(2)) == 2
+            return
+        ready = await when(house, arrived.id, lambda found: found.has_audio)
+        assert (ready.status, ready.text) == ("NEW", text)
+        assert house.llm.requests == []
+
+
+async def ask(house: House) -> int:
+    """A question to Anna that she has seen; its id."""
+    letter = Letter(ANNA, ANNA, "Shall I?", expires_in_s=60)
+    question = await house.store.send(letter)
+    (row,) = await house.store.take_due(exclude_chats=(), group_window_s=0)
+    await house.store.note_delivered(row.id, Delivered("900", "text"))
+    await house.store.mark_sent([row.id])
+    return question.id
+
+
+async def test_a_spoken_answer_answers_when_it_was_heard(open_house: Open) -> None:
+    async with open_house() as house:
+        question = await ask(house)
+        (arrived,) = await house.arrive(voice(1, route="assistant", reply_to="900"))
+        assert (await house.store.message(question)).status == "SENT"
+        await when(house, question, lambda found: found.status == "RESPONDED")
+        _, answer = await house.store.reply(question)
+        assert answer is not None
+        assert (answer.id, answer.text, answer.status) == (arrived.id, "What is the sky?", "RESPONDED")
+        assert answer.has_audio
+        assert house.llm.requests == []
+
+
+async def test_a_silent_answer_is_none_and_the_next_one_counts(open_house: Open) -> None:
+    async with open_house() as house:
+        question = await ask(house)
+        house.stt.text = ""
+        (arrived,) = await house.arrive(voice(1))
+        (told,) = await house.outbox(1)
+        assert told.text == "I heard nothing in that recording."
+        assert (await house.store.message(arrived.id)).status == "ERROR"
+        await house.arrive(inbound(2, text="Yes"))
+        _, answer = await house.store.reply(question)
+        assert answer is not None
+        assert answer.text == "Yes"
+
+
+async def test_a_forwarded_message_goes_to_the_owner_and_the_reply_back(open_house: Open) -> None:
+    async with open_house() as house:
+        sender = replace(inbound(1, BERT, "When? *Now*?"), route="forward", user_name="Bert\nthe *Great*")
+        (arrived,) = await house.arrive(sender)
+        async with asyncio.timeout(20):
+            while not (rows := await house.store.take_due(exclude_chats=(), group_window_s=0)):
+                await house.store.next_change().wait()
+        (row,) = rows
+        assert row.message.chat == ANNA
+        assert row.message.text == (
+            "✉️ **literally Bert the *Great*** (`telegram:2`)\n\nliterally When? *Now*?"
+        )
+        assert (await house.store.message(arrived.id)).status == "FORWARDED"
+        await house.store.note_delivered(row.id, Delivered("900", "text"))
+        await house.store.mark_sent([row.id])
+        await house.arrive(replace(inbound(2, ANNA, "At noon"), reply_to="900"))
+        (returned,) = await house.outbox(1)
+        assert (returned.chat, returned.text, returned.reply_to) == (BERT, "literally At noon", "1")
+        assert (await house.store.message(arrived.id)).status == "RESPONDED"
+        assert house.llm.requests == []
+
+
+async def test_a_forwarded_recording_goes_with_its_words_both_ways(open_house: Open) -> None:
+    async with open_house() as house:
+        (arrived,) = await house.arrive(voice(1, BERT, route="forward"))
+        await when(house, arrived.id, lambda found: found.status == "FORWARDED")
+        rows: list[Queued] = []
+        while taken := await house.store.take_due(exclude_chats=(), group_window_s=0):
+            rows += taken
+            await house.store.note_delivered(taken[0].id, Delivered(f"90{len(rows)}", "text"))
+            await house.store.mark_sent([taken[0].id])
+        assert [row.message.kind for row in rows] == ["text", "voice"]
+        assert rows[1].message.voice is not None
+        await house.arrive(voice(2, ANNA, reply_to="902"))  # a reply to the bubble is one to the message
+        text, spoken = await house.outbox(2)
+        assert (text.chat, spoken.chat, spoken.kind) == (BERT, BERT, "voice")
+        assert (await house.store.message(arrived.id)).status == "RESPONDED"
+
+
+async def test_nothing_goes_back_to_someone_without_access(open_house: Open) -> None:
+    async with open_house() as house:
+        (arrived,) = await house.arrive(replace(inbound(1, BERT), route="forward"))
+        await when(house, arrived.id, lambda found: found.status == "FORWARDED")
+        (row,) = await house.store.take_due(exclude_chats=(), group_window_s=0)
+        await house.store.note_delivered(row.id, Delivered("900", "text"))
+        await house.store.mark_sent([row.id])
+        house.addresses.strangers.add(BERT)
+        await house.arrive(replace(inbound(2, ANNA, "At noon"), reply_to="900"))
+        (told,) = await house.outbox(1)
+        assert (told.chat, told.text) == (ANNA, "Whoever wrote that has no access any more.")
+        assert (await house.store.message(arrived.id)).status == "FORWARDED"
+
+
+async def test_without_an_owner_the_sender_is_told(open_house: Open) -> None:
+    async with open_house() as house:
+        house.addresses.failure = QueueError("conflict", "There is no owner.")
+        (arrived,) = await house.arrive(replace(inbound(1, BERT), route="forward"))
+        (told,) = await house.outbox(1)
+        assert (told.chat, told.text) == (BERT, "I cannot reach my owner at the moment.")
+        assert (await house.store.message(arrived.id)).status == "ERROR"
+
+
+async def test_a_message_for_the_queue_stops_no_answer(open_house: Open) -> None:
+    async with open_house(chat={"busy": "interrupt"}) as house:
+        house.llm.before_last = asyncio.Event()
+        await house.arrive(inbound(1))
+        await house.llm_calls(1)
+        await house.arrive(replace(inbound(2, text="Stop"), route="queue"))
+        house.llm.before_last.set()
+        (answer,) = await house.outbox(1)
+        assert answer.text == ANSWER
+
+
+async def test_the_seconds_of_each_stage_are_kept_with_the_message(open_house: Open) -> None:
+    async with open_house() as house:
+        (arrived,) = await house.arrive(voice(1))
+        await house.outbox(2)
+        answered = await when(house, arrived.id, lambda found: found.status == "RESPONDED")
+        assert {"decode", "stt", "llm_first_token", "llm", "tts", "encode", "total"} <= set(
+            answered.timings_s
+        )
+
+
+# --- what programs have spoken ---
+
+
+async def test_what_a_program_has_spoken_is_sent_in_writing_first(open_house: Open) -> None:
+    async with open_house(reply={"max_voice_s": 30.0}) as house:
+        house.tts.seconds = 20.0
+        await house.store.send(Letter(ANNA, ANNA, "One sentence. Another one.", is_spoken=True))
+        (text,) = await house.outbox(1)
+        assert (text.kind, text.purpose) == ("text", "message")
+        speaking = asyncio.create_task(Speaker(house.store, house.pipeline, house.outbox_changed.set).run())
+        first, second = await house.outbox(2)
+        speaking.cancel()
+        await asyncio.wait([speaking])
+        assert (first.kind, second.kind, second.text) == ("voice", "voice", "Another one.")
+        assert first.voice is not None
+        assert house.tts.sentences == ["One sentence.", "Another one."]
+
+
+async def test_what_cannot_be_spoken_is_an_error_and_its_words_arrived(open_house: Open) -> None:
+    async with open_house() as house:
+        house.tts.error = SynthesisError("tts_failed", "no voice")
+        sent = await house.store.send(Letter(ANNA, ANNA, "Hello.", is_spoken=True))
+        speaking = asyncio.create_task(Speaker(house.store, house.pipeline, house.outbox_changed.set).run())
+        failed = await when(house, sent.id + 1, lambda found: found.status == "ERROR")
+        speaking.cancel()
+        await asyncio.wait([speaking])
+        assert failed.error == "tts_failed"
+        (text,) = await house.outbox(1)
+        assert text.text == "Hello."

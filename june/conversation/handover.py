@@ -56,7 +56,7 @@ class Handover(Reply):
             await self._finish([self._outbound(NO_OWNER)], "failed", error="no_owner", status="ERROR")
             return
         literal = self._desk.apps.literal
-        name = " ".join("".join(filter(str.isprintable, message.user_name)).split())
+        name = "".join(filter(str.isprintable, " ".join(message.user_name.split())))
         written = f"✉️ **{literal(name)}** (`{message.user}`)\n\n{literal(text)}"
         passed_on = Outbound(
             owner.chat,
