@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 
 from june import app as composition
 from june import hardware
+from june.bench import queue as owners_queue
 from june.bench import report
 from june.bench.llm import Figures, LlmBench, Plan, contest_settings, open_peer
 from june.bench.peers import Contest, Name
@@ -92,6 +93,33 @@ def llm(
         print(draw(figures.report, plot_file))
     finally:
         report.emit(figures.report, json_file)
+
+
+@app.command()
+def queue(
+    *,
+    messages: Annotated[int, typer.Option(min=1000, help="Messages in the queue.")] = 10_000,
+    requests: Annotated[int, typer.Option(min=10, max=2000, help="Requests of each kind to time.")] = 200,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the JSON line here too.")] = None,
+    settings_file: Annotated[Path | None, typer.Option("--settings", help="Settings file.")] = None,
+) -> None:
+    """Time listing and claiming over HTTP, and let two clients claim at once."""
+    _quiet_settings(settings_file)
+    if 3 * requests >= messages:
+        raise JuneError("bench queue claims three times --requests, which needs more --messages.")
+    figures = {
+        "suite": "queue",
+        "machine": report.machine(),
+        **asyncio.run(owners_queue.run(messages, requests)),
+    }
+    table = Table("request", "p50 ms", "p95 ms", title=f"{messages} messages in the queue")
+    for name, row in figures["stages"].items():
+        table.add_row(name, f"{1000 * row['p50_s']:.1f}", f"{1000 * row['p95_s']:.1f}")
+    console = Console(highlight=False)
+    console.print(table)
+    first, second = figures["claimed_by_two_clients"]
+    console.print(f"Two clients claimed {first} and {second} messages at once, none of them the same.")
+    report.emit(figures, json_file)
 
 
 def _quiet_settings(file: Path | None) -> Settings:
