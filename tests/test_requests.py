@@ -238,10 +238,16 @@ async def test_a_grammar_leaves_what_it_allows_as_it_was(single: LlamaCpp) -> No
         {"grammar": 'answer ::= "yes"'},
         {"grammar": 'root ::= root "a" | "b"'},
         {"grammar": r"root ::= [^\x00-\U0010FFFF]"},
+        {"grammar": "root ::= " + "(" * 50_000},
+        {
+            "grammar": "root ::= r0\n"
+            + "".join(f"r{n} ::= r{n + 1}\n" for n in range(100_000))
+            + 'r100000 ::= "a"'
+        },
         {"json_schema": {"type": "string", "pattern": "a"}},
         {"json_schema": {"$ref": "#"}},
     ],
-    ids=str,
+    ids=["no GBNF", "no root", "left recursion", "no token", "deep", "many rules", "pattern", "its own"],
 )
 async def test_a_form_that_cannot_be_kept_fails_that_request_alone(
     llm: LlamaCpp, form: dict[str, Any]

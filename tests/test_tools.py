@@ -156,6 +156,13 @@ def test_where_an_answer_is_cut_changes_neither_text_nor_calls(
     assert reasoning.startswith(reasoning_bytewise)  # what was read beyond a stop string
 
 
+def test_a_stop_string_does_not_reach_across_a_call() -> None:
+    output = Output(calls=TaggedCalls(NAMES), stop=("STOP",))
+    deltas = [output.feed(f"ST{WHOLE}".encode()), output.feed(b"OP")]
+    assert [(delta.text, delta.tool_calls) for delta in deltas] == [("ST", (CALLED,)), ("OP", ())]
+    assert not output.has_stopped
+
+
 def test_a_stop_string_and_a_call_within_a_thought_are_thought() -> None:
     output = Output(thinking=True, calls=TaggedCalls(NAMES), stop=("STOP",))
     thought = f"STOP {CALL}{WEATHER}{CALL_END}"

@@ -7,7 +7,9 @@ others than those that it names never come, whatever `additionalProperties` allo
 """
 
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping
+from itertools import accumulate
 from typing import Any, Final
 
 from june.errors import GenerationError
@@ -16,6 +18,11 @@ from june.messages import JsonObject, Tool
 DEEPEST_SCHEMA = 64
 LONGEST_REPETITION = 2000
 """llama.cpp's `MAX_REPETITION_THRESHOLD`."""
+
+DEEPEST_PARENTHESES = 1_000
+MOST_RULES = 10_000
+"""llama.cpp reads a grammar by recursion; with 20,000 parentheses in one another, or a chain of 100,000
+rules, it overran its stack."""
 
 _RULES: Final = {
     "space": '" "?',
@@ -90,6 +97,20 @@ def reply_grammar(tools: Iterable[Tool]) -> str:
         name = _literal(tool.name)
         replies.append(rf'"{{\"tool\":" space {name} "," space "\"arguments\":" space {arguments} "}}"')
     return _written(rules, " | ".join(replies))
+
+
+def refuse_bottomless(gbnf: str) -> None:
+    """Returns if llama.cpp can read a grammar of this size.
+
+    Raises:
+        GenerationError: it would end the process (code "bad_grammar").
+    """
+    depths = accumulate(1 if mark == "(" else -1 for mark in re.findall("[()]", gbnf))
+    if max(depths, default=0) > DEEPEST_PARENTHESES or gbnf.count("::=") > MOST_RULES:
+        raise GenerationError(
+            "bad_grammar",
+            f"The grammar has over {MOST_RULES} rules, or {DEEPEST_PARENTHESES} parentheses in one another.",
+        )
 
 
 def _written(rules: Mapping[str, str], root: str) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 import llama_cpp
 
 from june.errors import GenerationError
+from june.llm.grammar import refuse_bottomless
 
 LONGEST_PIECE_BYTES = 256
 
@@ -52,6 +53,7 @@ class Vocabulary:
         Raises:
             GenerationError: llama.cpp does not take the grammar.
         """
+        refuse_bottomless(gbnf)
         sampler = llama_cpp.llama_sampler_init_grammar(
             self._vocabulary, gbnf.encode("utf-8", "replace"), b"root"
         )
