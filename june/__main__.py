@@ -5,7 +5,7 @@ import sys
 import typer
 
 from june import __version__
-from june.commands import ask, bench, check, messages, models, run
+from june.commands import ask, bench, check, data, messages, models, run
 from june.errors import JuneError
 
 app = typer.Typer(
@@ -17,6 +17,7 @@ app.command()(run.run)
 app.command()(ask.ask)
 app.command()(check.check)
 app.add_typer(bench.app, name="bench")
+app.add_typer(data.app, name="data")
 app.add_typer(messages.app, name="messages")
 app.add_typer(models.app, name="models")
 

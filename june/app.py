@@ -3,7 +3,7 @@
 import asyncio
 import shutil
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from importlib import import_module
@@ -30,6 +30,7 @@ from june.messages import ModelDescription, Outbound, Platform
 from june.models import Catalogue, Choice, Model, choose_preset, load_catalogue, require
 from june.settings import Settings
 from june.store import Received, Store, open_store
+from june.store.upkeep import keep_tidy
 from june.stt import SpeechToText
 from june.telemetry import (
     adapter_up,
@@ -48,7 +49,6 @@ from june.telemetry import (
 from june.tts import TextToSpeech
 from june.workers import settled, try_for, watched_loop
 
-DAY_S = 86_400.0
 STEADY_S = 60.0
 """An adapter that ran for so long begins its pauses anew."""
 MAX_RESTART_PAUSE_S = 60.0
@@ -227,9 +227,14 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
     adapters = create_adapters(settings)
     if not settings.access.owners:
         log.warning("access.no_owner", detail="nobody is served: set access.owners, see README.md")
-    async with _observed(settings), open_store(settings.store.path) as store, _sampled(store, settings):
+    keep_turns = settings.chat.history_messages // 2
+    async with (
+        _observed(settings),
+        open_store(settings.store.path) as store,
+        _beside(_sample(store, settings.store.path.parent)),
+        _beside(keep_tidy(store, settings.store, keep_turns=keep_turns)),
+    ):
         await store.recover(max_attempts=settings.chat.max_attempts, explain=_explain_attempts)
-        await store.prune(audio_before_s=time.time() - settings.store.keep_audio_days * DAY_S)
         await June(settings, store, adapters).run(stop)
 
 
@@ -247,9 +252,9 @@ async def _observed(settings: Settings) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
-async def _sampled(store: Store, settings: Settings) -> AsyncIterator[None]:
-    """Keep the gauges of what waits and of free space up to date."""
-    task = asyncio.create_task(_sample(store, settings.store.path.parent))
+async def _beside(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Let something go on for as long as the block does."""
+    task = asyncio.create_task(work)
     try:
         yield
     finally:
@@ -257,6 +262,7 @@ async def _sampled(store: Store, settings: Settings) -> AsyncIterator[None]:
 
 
 async def _sample(store: Store, folder: Path) -> None:
+    """Keep the gauges of what waits and of free space up to date, until cancelled."""
     while True:
         report_repeats()
         try:

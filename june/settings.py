@@ -259,6 +259,8 @@ class StoreSettings(Section):
     """SQLite file; relative to the settings file."""
     keep_audio_days: float = Field(default=30.0, ge=0)
     """Days after which june's own voice messages are deleted from it; their text stays."""
+    keep_messages_days: int = Field(default=0, ge=0)
+    """Days after which messages that are done are deleted, but for what the model is shown; 0: never."""
 
 
 Person = Annotated[str, Field(pattern=r"^(telegram|discord):\d{1,20}$")]

@@ -18,7 +18,7 @@ from june.messages import (
     Transcript,
     Voice,
 )
-from june.store import Person, Queued, Received, Spent, Store, Waiting, open_store
+from june.store import Person, Pruned, Queued, Received, Spent, Store, Waiting, open_store
 from june.telemetry import trace_id
 from tests.stored import ANNA, BERT, Clock, claim, explain, inbound, receive, recording, reply, take
 
@@ -532,7 +532,7 @@ async def test_old_recordings_are_deleted_and_their_text_stays(store: Store, clo
     clock.now_s += 100
     await take(store)
     await store.mark_sent([recent])
-    assert await store.prune(audio_before_s=clock.now_s) == 2
+    assert await store.prune(audio_age_s=0, keep_turns=0) == Pruned(messages=0, voices=2)
     kept = {entry.id: entry.has_audio for entry in await store.history()}
     assert kept == {sent: False, given_up: False, recent: True, unsent: True}
     queued = await store.outbound(sent)

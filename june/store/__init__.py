@@ -17,20 +17,24 @@ from june.store.outbox import Outbox
 from june.store.people import Access, People, Person, Spent
 from june.store.queue import MAX_TEXT, Explain, Letter, Once, Queue, Unspoken
 from june.store.rows import Direction, HistoryEntry, Message, Queued, Received, Role, Status
+from june.store.upkeep import Contents, Kept, Pruned, Upkeep
 
 __all__ = [
     "MAX_TEXT",
     "Access",
     "Change",
+    "Contents",
     "Count",
     "Direction",
     "Explain",
     "Filter",
     "HistoryEntry",
+    "Kept",
     "Letter",
     "Message",
     "Once",
     "Person",
+    "Pruned",
     "Queued",
     "Received",
     "Role",
@@ -44,25 +48,27 @@ __all__ = [
 ]
 
 
-class Store(Inbox, Outbox, People, History, Queue, Feed):
+class Store(Inbox, Outbox, People, History, Queue, Feed, Upkeep):
     """An open file of messages; every method is one transaction. `open_store` makes one."""
 
 
 @asynccontextmanager
 async def open_store(
-    path: Path, *, read_only: bool = False, clock: Callable[[], float] = time.time
+    path: Path, *, read_only: bool = False, any_schema: bool = False, clock: Callable[[], float] = time.time
 ) -> AsyncIterator[Store]:
     """The store in the file at `path`, closed when the block is left.
 
     Args:
         path: made if it is missing, unless it is only read.
         read_only: another june may have the file open; methods that write raise a StoreError.
+        any_schema: if it is only read, also what an older june wrote: only what `Upkeep` says of it is sure
+            to work.
         clock: seconds since 1970.
 
     Raises:
         StoreError: the file cannot be used, was written by a newer june, or is in use by another one.
     """
-    store = Store(path, read_only=read_only, clock=clock)
+    store = Store(path, read_only=read_only, any_schema=any_schema, clock=clock)
     try:
         await store.open()
         yield store

@@ -143,18 +143,6 @@ class Outbox(Database):
         rows = _with_voices(sql, [message_id])
         return queued(rows[0]) if rows else None
 
-    @transaction
-    def prune(self, sql: Transaction, *, audio_before_s: float) -> int:
-        """How many recordings were deleted, of messages that were done before a time in seconds since 1970.
-
-        Their text and length stay.
-        """
-        return sql.execute(
-            "DELETE FROM voices WHERE message_id IN (SELECT id FROM voices JOIN messages ON id = message_id"
-            " WHERE status IN ('SENT', 'RESPONDED', 'TIMEOUT', 'ERROR') AND updated_at_s < :before_s)",
-            before_s=audio_before_s,
-        ).rowcount
-
 
 def add_outbound(sql: Transaction, message: Outbound, *, answers: int | None = None) -> int:
     """The id of a message that is put behind the others of its chat."""
