@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
@@ -19,12 +20,13 @@ from june.chat.apps import ChatApps
 from june.chat.commands import COMMANDS, Commands
 from june.chat.delivery import Delivery
 from june.chat.intake import Gate
+from june.chat.status import HOUR_S, Details, Status, errors_since_start, status_text
 from june.conversation.dispatch import Dispatcher
 from june.conversation.leases import Leases
 from june.conversation.reply import Desk
 from june.conversation.speaking import Speaker
 from june.conversation.turn import VoicePipeline
-from june.errors import SENTENCES, JuneError, ModelFileError, SettingsError
+from june.errors import SENTENCES, JuneError, ModelFileError, ModelLoadError, SettingsError
 from june.llm import ChatModel
 from june.messages import ModelDescription, Outbound, Platform
 from june.models import Catalogue, Choice, Model, choose_preset, load_catalogue, require
@@ -47,7 +49,7 @@ from june.telemetry import (
     report_repeats,
 )
 from june.tts import TextToSpeech
-from june.workers import settled, try_for, watched_loop
+from june.workers import ModelThread, settled, try_for, watched_loop
 
 STEADY_S = 60.0
 """An adapter that ran for so long begins its pauses anew."""
@@ -304,6 +306,7 @@ class June:
         self._settings = settings
         self._store = store
         self._adapters = adapters
+        self._started_s = time.monotonic()
         self._models: Models | None = None
         self._dispatcher: Dispatcher | None = None
         self._delivery = Delivery(store, adapters, settings.delivery)
@@ -428,18 +431,38 @@ class June:
 
     async def _status(self, for_owner: bool) -> str:
         """What `/status` answers."""
-        waiting = await self._store.waiting()
-        lines = [f"june {__version__}"]
-        lines += [f"- {model.name} ({model.device})" for model in self._descriptions()]
-        lines.append(f"- messages waiting: {waiting.new}, being answered: {waiting.processing}")
-        if self._dispatcher is not None and self._dispatcher.last_timings_s:
-            timings_s = self._dispatcher.last_timings_s.items()
-            lines.append("- last answer: " + ", ".join(f"{name} {value:.2f} s" for name, value in timings_s))
-        if for_owner:
-            for adapter in self._adapters.values():
-                health = adapter.health()
-                lines.append(f"- {adapter.platform}: {health.state} {health.detail}".rstrip())
-        return "\n".join(lines)
+        status = Status(
+            __version__,
+            tuple(self._descriptions()),
+            await self._store.waiting(),
+            self._dispatcher.last_timings_s if self._dispatcher is not None else {},
+        )
+        return status_text(status, await self._details() if for_owner else None)
+
+    async def _details(self) -> Details:
+        gpus: tuple[hardware.Gpu, ...] = ()
+        gpu_problem = ""
+        asking = ModelThread("load")  # a driver may take its time
+        try:
+            gpus = await asking.run(lambda _: hardware.find_gpus())
+        except ModelLoadError as error:
+            gpu_problem = str(error)
+        finally:
+            await asking.close()
+        now = datetime.now().astimezone()
+        today = now.replace(hour=0, minute=0, second=0, microsecond=0)
+        use = await self._store.use(
+            day_since_s=today.timestamp(), month_since_s=(now - timedelta(days=30)).timestamp()
+        )
+        return Details(
+            apps={platform: adapter.health() for platform, adapter in self._adapters.items()},
+            last_hour=await self._store.stats(since_s=now.timestamp() - HOUR_S),
+            up_s=time.monotonic() - self._started_s,
+            errors=errors_since_start(),
+            gpus=gpus,
+            gpu_problem=gpu_problem,
+            use=tuple(use),
+        )
 
 
 async def _end(*tasks: asyncio.Task[Any]) -> None:

@@ -14,7 +14,7 @@ from june.store.feed import Change, Feed, Filter
 from june.store.history import Count, History, Stats, Waiting
 from june.store.inbox import Inbox
 from june.store.outbox import Outbox
-from june.store.people import Access, People, Person, Spent
+from june.store.people import Access, People, Person, Spent, Use
 from june.store.queue import MAX_TEXT, Explain, Letter, Once, Queue, Unspoken
 from june.store.rows import Direction, HistoryEntry, Message, Queued, Received, Role, Status
 from june.store.upkeep import Contents, Kept, Pruned, Upkeep
@@ -43,6 +43,7 @@ __all__ = [
     "Status",
     "Store",
     "Unspoken",
+    "Use",
     "Waiting",
     "open_store",
 ]

@@ -31,6 +31,17 @@ class Spent:
     """Length of the recordings, in seconds."""
 
 
+@dataclass(frozen=True, slots=True)
+class Use:
+    """What one person sent of late."""
+
+    user: str
+    name: str
+    """As the chat app gave it last."""
+    today: Spent
+    month: Spent
+
+
 class People(Database):
     """People and chats."""
 
@@ -93,6 +104,28 @@ class People(Database):
             since_s=since_s,
         )
         return Spent(**row)
+
+    @transaction
+    def use(self, sql: Transaction, *, day_since_s: float, month_since_s: float) -> list[Use]:
+        """What each person sent since two times (since 1970), the most diligent of the longer time first."""
+        rows = sql.rows(
+            "SELECT user, user_name, max(id), count(*) AS messages, total(duration_s) AS audio_s,"
+            " count(*) FILTER (WHERE created_at_s >= :day_since_s) AS messages_today,"
+            " total(duration_s) FILTER (WHERE created_at_s >= :day_since_s) AS audio_today_s"
+            " FROM messages WHERE direction = 'in' AND created_at_s >= :month_since_s"
+            " GROUP BY user ORDER BY messages DESC, user",  # with max(id) the name is that row's
+            day_since_s=day_since_s,
+            month_since_s=month_since_s,
+        )
+        return [
+            Use(
+                row["user"],
+                row["user_name"],
+                today=Spent(row["messages_today"], row["audio_today_s"]),
+                month=Spent(row["messages"], row["audio_s"]),
+            )
+            for row in rows
+        ]
 
     @transaction
     def preferences(self, sql: Transaction, chat: str) -> ChatPreferences:

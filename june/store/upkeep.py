@@ -180,7 +180,8 @@ class Upkeep(Database):
     def _remove_voices(self, sql: Transaction, age_s: float) -> int:
         return sql.execute(
             "DELETE FROM voices WHERE message_id IN (SELECT id FROM voices JOIN messages ON id = message_id"
-            " WHERE status IN ('SENT', 'RESPONDED', 'TIMEOUT', 'ERROR') AND updated_at_s < :before_s LIMIT :limit)",
+            " WHERE status IN ('SENT', 'RESPONDED', 'TIMEOUT', 'ERROR') AND updated_at_s < :before_s"
+            " LIMIT :limit)",
             before_s=sql.now_s - age_s,
             limit=BATCH,
         ).rowcount
