@@ -7,7 +7,7 @@ from june.chat import AdapterHealth
 from june.chat.formatting import visible
 from june.chat.status import Details, Status, errors_since_start, status_text
 from june.hardware import Gpu
-from june.messages import ModelDescription
+from june.messages import ModelDescription, Usage
 from june.store import Spent, Stats, Use, Waiting, open_store
 from june.telemetry import errors_total
 from tests.stored import ANNA, BERT, Clock, inbound, receive, recording
@@ -26,7 +26,7 @@ DETAILS = Details(
     errors={"llm timeout": 3, "turn Key_Error": 1},
     gpus=(Gpu("NVIDIA_X_1", 24_000_000_000, 8_000_000_000, (8, 9), unified_memory=False),),
     gpu_problem="",
-    use=(Use(ANNA, "Ann **x**", Spent(3, 30.0), Spent(40, 5400.0)),),
+    use=(Use(ANNA, "Ann **x**", Spent(3, 30.0, 900), Spent(40, 5400.0, 12_000)),),
 )
 
 
@@ -52,7 +52,7 @@ def test_an_owner_is_told_of_all_that_was_counted() -> None:
         "",
         "Today, and in 30 days",
         "",
-        "• telegram:1 Ann **x**: 3 and 40 messages, 30 s and 1.5 h of recordings",
+        "• telegram:1 Ann **x**: 3 and 40 messages, 900 and 12000 tokens, 30 s and 1.5 h of recordings",
     ]
 
 
@@ -93,9 +93,14 @@ async def test_use_is_by_person_in_two_times_under_their_last_name(tmp_path: Pat
         await receive(store, inbound(1), recording(2, BERT))
         clock.now_s = 1000.0
         await receive(store, recording(3, ANNA), recording(4, ANNA))
+        for tokens in (10, 20):  # each message is answered, and the last one anew
+            for _ in range(3):
+                if (claimed := await store.claim(exclude_chats=(), lease_s=60)) is not None:
+                    await store.finish(claimed.id, [], outcome="answered", usage=Usage(tokens, 1))
+            await store.retry_last(ANNA)
         await receive(store, replace(inbound(5, "discord:9"), user=ANNA, user_name="Anna"))
         assert await store.use(day_since_s=1000.0, month_since_s=100.0) == [
-            Use(ANNA, "Anna", today=Spent(3, 60.0), month=Spent(4, 60.0)),
-            Use(BERT, "Someone", today=Spent(0, 0.0), month=Spent(1, 30.0)),
+            Use(ANNA, "Anna", today=Spent(3, 60.0, 53), month=Spent(4, 60.0, 64)),
+            Use(BERT, "Someone", today=Spent(0, 0.0), month=Spent(1, 30.0, 11)),
         ]
         assert await store.use(day_since_s=1000.0, month_since_s=2000.0) == []

@@ -107,6 +107,7 @@ def _use_line(use: Use) -> str:
     who = f"`{use.user}` {in_markdown(use.name)}".rstrip()
     return (
         f"- {who}: {today.messages} and {month.messages} messages,"
+        f" {today.tokens} and {month.tokens} tokens,"
         f" {_duration(today.audio_s)} and {_duration(month.audio_s)} of recordings"
     )
 

@@ -14,7 +14,7 @@ from june.conversation.addressing import is_stop, names_june
 from june.conversation.memory import fit
 from june.conversation.turn import Heard, TurnRequest, TurnResult, VoicePipeline
 from june.errors import SENTENCES, DeliveryError, GenerationError, StageError, StoreError
-from june.messages import ChatPreferences, Inbound, Outbound, Transcript, Voice
+from june.messages import ChatPreferences, Inbound, Outbound, Transcript, Usage, Voice
 from june.settings import Settings
 from june.store import Received, Role, Store
 from june.telemetry import errors_total, finish_trace, log, stage, where
@@ -260,7 +260,11 @@ class Reply:
             result = await self._turn(heard, preferences)
             self.timings_s = result.timings_s
             await self._finish(
-                self._rest(result), result.outcome, answer=self._text, timings_s=result.timings_s
+                self._rest(result),
+                result.outcome,
+                answer=self._text,
+                timings_s=result.timings_s,
+                usage=result.usage,
             )
 
     def _for_the_queue(self, transcript: Transcript) -> str | None:
@@ -340,6 +344,7 @@ class Reply:
         status: Literal["RESPONDED", "FORWARDED", "ERROR"] = "RESPONDED",
         forget_text: bool = False,
         timings_s: Mapping[str, float] | None = None,
+        usage: Usage | None = None,
     ) -> None:
         received = self.received
         is_finished = await self._desk.store.finish(
@@ -351,6 +356,7 @@ class Reply:
             status=status,
             forget_text=forget_text,
             timings_s=timings_s,
+            usage=usage,
         )
         self._desk.on_outbox()
         if is_finished:

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Literal
 
-from june.messages import ChatMessage, Inbound, Outbound, Transcript
+from june.messages import ChatMessage, Inbound, Outbound, Transcript, Usage
 from june.store.database import Database, Transaction, transaction
 from june.store.outbox import add_outbound
 from june.store.questions import forwarded, free, open_question, replied_to, reserve, settle
@@ -128,17 +128,20 @@ class Inbox(Database):
         status: Literal["RESPONDED", "FORWARDED", "ERROR"] = "RESPONDED",
         forget_text: bool = False,
         timings_s: Mapping[str, float] | None = None,
+        usage: Usage | None = None,
     ) -> bool:
         """Whether the message was PROCESSING; if so it has its status now, and the replies are in the outbox.
 
         The outcome "answered" puts the message and its answer into the conversation; `answer` may be left out
         if it was noted. `error` says why it failed, without content. `forget_text` drops the text, recording
-        and transcript of a message that was not meant for june. `timings_s` are the seconds of each stage.
+        and transcript of a message that was not meant for june. `timings_s` are the seconds of each stage,
+        `usage` the tokens of the answer, which are added to those of earlier attempts.
         """
         found = sql.execute(
             "UPDATE messages SET status = :status, outcome = :outcome, error = :error,"
             " answer = coalesce(nullif(:answer, ''), answer), claimed_by = '', lease_until_s = NULL,"
-            " timings_s = :timings_s, updated_at_s = :now_s"
+            " timings_s = :timings_s, prompt_tokens = prompt_tokens + :prompt_tokens,"
+            " completion_tokens = completion_tokens + :completion_tokens, updated_at_s = :now_s"
             " WHERE id = :id AND direction = 'in' AND status = 'PROCESSING' AND claimed_by = 'june'",
             id=message_id,
             status=status,
@@ -146,6 +149,8 @@ class Inbox(Database):
             answer=answer,
             error=error,
             timings_s=json.dumps(timings_s or {}),
+            prompt_tokens=usage.prompt_tokens if usage else 0,
+            completion_tokens=usage.completion_tokens if usage else 0,
             now_s=sql.now_s,
         ).rowcount
         if not found:

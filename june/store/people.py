@@ -29,6 +29,8 @@ class Spent:
     messages: int
     audio_s: float
     """Length of the recordings, in seconds."""
+    tokens: int = 0
+    """Of the prompts and of the answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +100,8 @@ class People(Database):
     def spent(self, sql: Transaction, user: str, *, since_s: float) -> Spent:
         """What someone's messages since a time in seconds since 1970 come to."""
         row = sql.one(
-            "SELECT count(*) AS messages, coalesce(sum(duration_s), 0.0) AS audio_s FROM messages"
+            "SELECT count(*) AS messages, coalesce(sum(duration_s), 0.0) AS audio_s,"
+            " coalesce(sum(prompt_tokens + completion_tokens), 0) AS tokens FROM messages"
             " WHERE direction = 'in' AND user = :user AND created_at_s >= :since_s",
             user=user,
             since_s=since_s,
@@ -110,6 +113,9 @@ class People(Database):
         """What each person sent since two times (since 1970), the most diligent of the longer time first."""
         rows = sql.rows(
             "SELECT user, user_name, max(id), count(*) AS messages, total(duration_s) AS audio_s,"
+            " sum(prompt_tokens + completion_tokens) AS tokens,"
+            " coalesce(sum(prompt_tokens + completion_tokens) FILTER (WHERE created_at_s >= :day_since_s), 0)"
+            " AS tokens_today,"
             " count(*) FILTER (WHERE created_at_s >= :day_since_s) AS messages_today,"
             " total(duration_s) FILTER (WHERE created_at_s >= :day_since_s) AS audio_today_s"
             " FROM messages WHERE direction = 'in' AND created_at_s >= :month_since_s"
@@ -121,8 +127,8 @@ class People(Database):
             Use(
                 row["user"],
                 row["user_name"],
-                today=Spent(row["messages_today"], row["audio_today_s"]),
-                month=Spent(row["messages"], row["audio_s"]),
+                today=Spent(row["messages_today"], row["audio_today_s"], row["tokens_today"]),
+                month=Spent(row["messages"], row["audio_s"], row["tokens"]),
             )
             for row in rows
         ]

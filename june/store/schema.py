@@ -165,5 +165,14 @@ MIGRATIONS = (
         DELETE FROM events WHERE id <= NEW.id - 10000;
     END;
     """,
+    """
+    -- Received: what its answer cost, over all attempts that came to an end.
+    ALTER TABLE messages ADD COLUMN prompt_tokens INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE messages ADD COLUMN completion_tokens INTEGER NOT NULL DEFAULT 0;
+
+    -- Without these each message that is deleted costs a look at all others: does one refer to it?
+    CREATE INDEX messages_answering ON messages (answers) WHERE answers IS NOT NULL;
+    CREATE INDEX messages_editing ON messages (edits) WHERE edits IS NOT NULL;
+    """,
 )
 """Step n leads from schema version n to n + 1; `PRAGMA user_version` holds the version."""
