@@ -207,6 +207,14 @@ async def test_a_voice_message_is_answered_by_its_text_and_then_its_voice(open_h
         assert await house.statuses(1) == ["answered"]
 
 
+async def test_the_tokens_of_an_answer_are_kept_for_whoever_asked(open_house: Open) -> None:
+    async with open_house() as house:
+        await house.arrive(inbound(1))
+        assert await house.statuses(1) == ["answered"]
+        (use,) = await house.store.use(day_since_s=0, month_since_s=0)
+    assert (use.user, use.today.tokens) == (ANNA, 7 + len(FakeLlm().pieces))
+
+
 async def test_the_text_is_in_the_outbox_before_it_is_spoken(open_house: Open) -> None:
     async with open_house() as house:
         house.tts.hangs = True
