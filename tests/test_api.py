@@ -9,6 +9,7 @@ import pytest
 
 from june.messages import ModelDescription
 from june.settings import QueueSettings
+from june.telemetry import trace_id
 from tests.api_client import BERT, OWNER, STRANGER, Answer, Office, read_events
 
 
@@ -49,7 +50,7 @@ async def test_a_message_is_the_same_object_everywhere(office: Office) -> None:
         "expires_at": None,
         "attempts": 0,
         "error": None,
-        "trace_id": None,
+        "trace_id": trace_id(arrived.trace_context),
         "timings_s": None,
     }
     assert listed.body == {"messages": [one.body], "next": None}

@@ -108,7 +108,7 @@ async def test_the_window_that_follows_the_note_is_faster(
 @pytest.mark.parametrize(
     ("options", "llm"),
     [
-        (["--answer-tokens", "20", "--concurrency", "2"], "smollm2-135m-instruct"),
+        (["--answer-tokens", "20", "--concurrency", "2", "--telemetry"], "smollm2-135m-instruct"),
         pytest.param(["--paced", "100"], "paced", marks=pytest.mark.slow),
     ],
 )
@@ -137,6 +137,7 @@ def test_the_last_line_of_a_run_is_its_report(
     for figures in (*report["stages"].values(), report["total"]):
         assert figures.keys() == {"p50_s", "p95_s"}
         assert 0 < figures["p50_s"] <= figures["p95_s"]
+    assert ("telemetry_ratio" in report) is ("--telemetry" in options)
     for name in ("overhead_ratio", "serial_ratio", "stt_window_ratio", "ready_s"):
         assert 0.1 < report[name] < 100
     assert 300 < report["peak_rss_mb"] < 2_000

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import socket
 import time
 from collections import Counter
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import structlog
+from aiohttp import ClientSession
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 from june.app import serve
@@ -21,7 +23,6 @@ from june.store import HistoryEntry, open_store
 from june.telemetry import (
     close_traces,
     configure_logging,
-    exposition,
     finish_trace,
     following,
     new_trace_context,
@@ -261,9 +262,45 @@ async def history(folder: Path) -> list[HistoryEntry]:
         return await store.history()
 
 
+async def scraped(logs: str) -> str:
+    """What `/metrics` of the june whose log it is shows, as Prometheus asks for it."""
+    events = [json.loads(line) for line in logs.splitlines()]
+    port = next(event["port"] for event in events if event["event"] == "api.listening")
+    headers = {
+        "Authorization": f"Bearer {MARKED_API_TOKEN}",
+        "Accept": "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5",
+    }
+    async with ClientSession(headers=headers) as client:
+        async with client.get(f"http://127.0.0.1:{port}/metrics") as response:
+            assert response.content_type == "application/openmetrics-text"
+            return await response.text()
+
+
 MARKED_USER = 987_650_123
 MARKER = "xylophonquarz"
 MARKED_TOKEN = "987654321:AAH-marked-token-that-nobody-may-see"  # noqa: S105 (of the test's own server)
+MARKED_API_TOKEN = "kaleidoskop-of-the-api"  # noqa: S105 (as above)
+METRICS = {
+    "june_voice_turn_duration_seconds",
+    "june_stage_duration_seconds",
+    "june_queue_wait_seconds",
+    "june_llm_time_to_first_token_seconds",
+    "june_llm_tokens_per_second",
+    "june_tts_time_to_first_audio_seconds",
+    "june_llm_tokens",
+    "june_audio_seconds",
+    "june_messages",
+    "june_dropped",
+    "june_errors",
+    "june_queue_messages",
+    "june_queue_oldest_new_age_seconds",
+    "june_inflight",
+    "june_event_loop_lag_seconds",
+    "june_adapter_up",
+    "june_model_loaded",
+    "june_build",
+    "june_disk_free_bytes",
+}
 
 
 @pytest.mark.usefixtures("_unconfigured")
@@ -275,7 +312,13 @@ async def test_nothing_that_is_said_nor_who_said_it_nor_a_token_stands_in_logs_s
 ) -> None:
     stop = asyncio.Event()
     async with TelegramServer(MARKED_TOKEN) as server:
-        file = settings(tmp_path, server, collector.endpoint, llm={"max_tokens": 12, "context_tokens": 256})
+        file = settings(
+            tmp_path,
+            server,
+            collector.endpoint,
+            llm={"max_tokens": 12, "context_tokens": 256},
+            api={"port": 0, "token": MARKED_API_TOKEN},
+        )
         chosen = load_settings(file)
         telemetry = chosen.telemetry.model_copy(update={"log_level": "debug"})
         configure_logging(telemetry, chosen.secret_values())
@@ -291,19 +334,35 @@ async def test_nothing_that_is_said_nor_who_said_it_nor_a_token_stands_in_logs_s
         server.push(f"I am {MARKER}", user=MARKED_USER + 1)  # a stranger
         server.push("/status", user=MARKED_USER)
         await server.wait_for(lambda call: "messages waiting" in call.text and call.ok)
+        logs = capsys.readouterr().err
+        metrics = await scraped(logs)
         stop.set()
         await serving
     await collector.until(lambda spans: sum(not span.parent_span_id for span in spans) == 5)
-    logs = capsys.readouterr().err
-    metrics = exposition("application/openmetrics-text; version=1.0.0")[0].decode()
+    logs += capsys.readouterr().err
     spans = "\n".join(str(span) for span in collector.spans)
     rows = await history(tmp_path)
     (answer,) = [row.answer for row in rows if row.kind == "voice" and row.answer]
     heard = next(row.transcript for row in rows if row.transcript)
     outcomes = {attributes(span).get("error.type") for span in collector.spans if not span.parent_span_id}
     assert outcomes == {None, "context_overflow", "audio_unreadable"}
+    named = {line.split()[2] for line in metrics.splitlines() if line.startswith("# TYPE june_")}
+    assert named >= METRICS
+    voice_turn = 'june_voice_turn_duration_seconds_count{outcome="%s",platform="telegram"} '
+    assert all(voice_turn % outcome in metrics for outcome in ("ok", "audio_unreadable"))
+    assert f'june_model_loaded{{model="{LLM}",stage="llm"}} 1.0' in metrics
+    exemplars = set(re.findall(r'# {trace_id="(\w+)"}', metrics))
+    assert exemplars & {span.trace_id.hex() for span in collector.spans}
     for told in (logs, metrics, spans):
         assert len(told) > 1000
-        for hidden in (MARKER, MARKED_TOKEN, str(MARKED_USER), str(MARKED_USER + 1), heard, answer):
+        for hidden in (
+            MARKER,
+            MARKED_TOKEN,
+            MARKED_API_TOKEN,
+            str(MARKED_USER),
+            str(MARKED_USER + 1),
+            heard,
+            answer,
+        ):
             assert hidden not in told
             assert json.dumps(hidden)[1:-1] not in told

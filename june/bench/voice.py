@@ -15,10 +15,11 @@ Before each, the prompt's cache is put into the same state, so that none profits
 import asyncio
 import re
 import statistics
+import sys
 import time
 import tomllib
-from collections.abc import AsyncGenerator, Iterator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -30,10 +31,11 @@ from june.conversation.turn import TurnRequest, TurnResult, VoicePipeline, appen
 from june.llm import ChatModel
 from june.llm.llama_cpp import LlamaCpp
 from june.messages import ChatMessage, ChatRequest, Delta, ModelDescription, Sampling, Speech, Usage
-from june.settings import Settings
+from june.settings import Settings, TelemetrySettings
 from june.stt.faster_whisper import FULL_WINDOW_S, FasterWhisper, Window
+from june.telemetry import close_traces, following, new_trace_context, open_traces
 from june.tts.piper import Piper
-from june.workers import StopFlag
+from june.workers import StopFlag, try_for
 
 QUESTIONS = Path(__file__).parent / "questions"
 CHARACTERS_PER_TOKEN = 4.5
@@ -46,6 +48,24 @@ PACED_PROSE = (
     "In the evening the light takes a longer way through the air, and most of the blue is lost. "
     "What is left is orange and red, and that is why a sunset glows. "
 )
+
+SEND_REST_S = 10.0
+RECEIVER = """
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+class Receiver(BaseHTTPRequestHandler):
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_):
+        pass
+
+server = HTTPServer(("127.0.0.1", 0), Receiver)
+print(server.server_port, flush=True)
+server.serve_forever()
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +216,22 @@ class VoiceBench:
             "last_s": _median([seconds[-1] for seconds in rounds_s]),
         }
 
+    async def compare_traced(self, questions: tuple[Question, ...], turns: int) -> float:
+        """The time of a turn whose trace is sent, over that of one whose is not; the median of pairs."""
+        seconds: dict[bool, list[float]] = {False: [], True: []}
+        async with _receiver() as endpoint:
+            open_traces(TelemetrySettings(otlp_endpoint=endpoint))
+            for turn in range(turns):
+                for is_traced in (False, True) if turn % 2 else (True, False):
+                    await self._llm.warm_up()
+                    request = TurnRequest(audio=questions[turn % len(questions)].audio)
+                    context = new_trace_context() if is_traced else ""
+                    with following(context, turn=turn, chat="bench"):
+                        result = await self._pipeline.answer(request)
+                    seconds[is_traced].append(result.timings_s["total"])
+            await try_for(SEND_REST_S, close_traces)
+        return _median_ratio(seconds[True], seconds[False])
+
     async def _time_june(self, question: Question, timings: _Timings) -> None:
         result = await self._pipeline.answer(TurnRequest(audio=question.audio))
         timings.june.append(result)
@@ -269,6 +305,20 @@ class VoiceBench:
             },
             "tokens_per_second": _median([_tokens_per_second(turn) for turn in turns]),
         }
+
+
+@asynccontextmanager
+async def _receiver() -> AsyncIterator[str]:
+    """The address of a receiver for traces in a process of its own, which forgets what it is sent."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", RECEIVER, stdout=asyncio.subprocess.PIPE
+    )
+    try:
+        port = await process.stdout.readline() if process.stdout else b""
+        yield f"http://127.0.0.1:{int(port)}"
+    finally:
+        process.kill()
+        await process.wait()
 
 
 def compare_windows(

@@ -56,6 +56,7 @@ def voice(
     concurrency: Annotated[
         str, typer.Option(metavar="N,N", help="Also time so many people who ask at once, such as 1,2,4,8.")
     ] = "",
+    telemetry: Annotated[bool, typer.Option(help="Also time turns with and without their traces.")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the JSON line here too.")] = None,
     settings_file: Annotated[Path | None, typer.Option("--settings", help="Settings file.")] = None,
 ) -> None:
@@ -63,7 +64,7 @@ def voice(
     people = _counts("--concurrency", concurrency) if concurrency else ()
     settings = _quiet_settings(settings_file)
     tokens = answer_tokens or (PACED_ANSWER_TOKENS if paced else ANSWER_TOKENS)
-    figures = asyncio.run(_voice(settings, turns, paced, tokens, people))
+    figures = asyncio.run(_voice(settings, turns, paced, tokens, people, telemetry=telemetry))
     _print(figures)
     report.emit(figures, json_file)
 
@@ -155,7 +156,7 @@ async def _llm(settings: Settings, plan: Plan) -> Figures:
 
 
 async def _voice(
-    settings: Settings, turns: int, paced: float, tokens: int, people: tuple[int, ...]
+    settings: Settings, turns: int, paced: float, tokens: int, people: tuple[int, ...], *, telemetry: bool
 ) -> dict[str, Any]:
     # The engines' libraries are loaded for this command only.
     from june.bench.voice import (  # noqa: PLC0415
@@ -182,6 +183,8 @@ async def _voice(
             if people:
                 rounds = min(turns, ROUNDS_AT_ONCE)
                 figures["concurrency"] = [await bench.run_at_once(questions, n, rounds) for n in people]
+            if telemetry:
+                figures["telemetry_ratio"] = await bench.compare_traced(questions, turns)
         finally:
             await bench.close()
         windows = compare_windows(stt, settings, questions, rounds=min(turns, 3))
@@ -219,6 +222,8 @@ def _print(figures: dict[str, Any]) -> None:
         "models ready after": f"{figures['ready_s']:.2f} s",
         "peak memory": f"{figures['peak_rss_mb']} MB",
     }
+    if "telemetry_ratio" in figures:
+        rows["telemetry ratio (traces sent / not)"] = f"{figures['telemetry_ratio']:.3f}"
     summary = Table("figure", "value")
     for name, value in rows.items():
         summary.add_row(name, value)
