@@ -400,6 +400,26 @@ async def test_a_reply_comes_out_as_it_went_in(store: Store, clock: Clock) -> No
     assert await store.outbound(received.id) is None
 
 
+async def test_each_message_has_a_trace_that_its_replies_share_and_an_answer_anew_another(
+    store: Store, clock: Clock
+) -> None:
+    first, second = await receive(store, inbound(1), inbound(2))
+    assert len({trace_id(first.trace_context), trace_id(second.trace_context), ""}) == 3
+    assert (await claim(store)).trace_context == first.trace_context
+    await store.finish(first.id, [reply()], outcome="answered", answer="Hi")
+    await claim(store)
+    await store.finish(second.id, [], outcome="stopped")
+    await store.enqueue([reply("unasked", BERT)])
+    sent = [row.trace_context for row in (*await take(store), *await take(store, ANNA))]
+    assert sent == [first.trace_context, ""]
+    clock.now_s += 50
+    assert await store.retry_last(ANNA)
+    again = await claim(store)
+    assert again.id == second.id
+    assert again.received_at_s == clock.now_s
+    assert trace_id(again.trace_context) not in {trace_id(second.trace_context), ""}
+
+
 async def test_a_chat_is_sent_in_order_and_one_message_at_a_time(store: Store) -> None:
     await store.enqueue([reply("one"), reply("two"), reply("three", BERT)])
     (one,) = await take(store)
