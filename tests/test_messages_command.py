@@ -101,6 +101,8 @@ def test_history_shows_both_directions_with_all_that_is_kept(cabinet: Cabinet) -
         "**Blue.**",
         "owner",
     )
+    assert len(question["trace_id"]) == 32
+    assert answer["trace_id"] == question["trace_id"] == question["trace_context"].split("-")[1]
     assert (answer["direction"], answer["answers"], answer["text"], answer["delivered"]) == (
         "out",
         question["id"],

@@ -44,7 +44,8 @@ class Handover(Reply):
                 raise TranscriptionError("nothing_heard", "The recording that answers a question is silent.")
             note = self._for_the_queue(self.received.transcript) if message.route == "queue" else None
             heard = self.received.transcript.text if note is None else note
-            await self._desk.store.hand_over(self.received.id, voice, text=heard)
+            if await self._desk.store.hand_over(self.received.id, voice, text=heard):
+                self._end_trace("handed_over")
 
     async def _forward(self, text: str, voice: Voice | None) -> None:
         """To the owner, with who sent it."""

@@ -346,9 +346,8 @@ class Reply:
         timings_s: Mapping[str, float] | None = None,
         usage: Usage | None = None,
     ) -> None:
-        received = self.received
         is_finished = await self._desk.store.finish(
-            received.id,
+            self.received.id,
             replies,
             outcome=outcome,
             answer=answer,
@@ -360,16 +359,20 @@ class Reply:
         )
         self._desk.on_outbox()
         if is_finished:
-            finish_trace(
-                received.received_at_s,
-                turn_s=time.perf_counter() - self._begin if received.message.attachment else None,
-                platform=received.message.platform,
-                outcome=outcome,
-                error=error,
-                message_id=received.message.message_id,
-                kind=received.message.kind,
-                role=received.role,
-            )
+            self._end_trace(outcome, error)
+
+    def _end_trace(self, outcome: str, error: str = "") -> None:
+        received = self.received
+        finish_trace(
+            received.received_at_s,
+            turn_s=time.perf_counter() - self._begin if received.message.attachment else None,
+            platform=received.message.platform,
+            outcome=outcome,
+            error=error,
+            message_id=received.message.message_id,
+            kind=received.message.kind,
+            role=received.role,
+        )
 
     def _outbound(self, text: str, preview_id: str = "", echo: str = "") -> Outbound:
         message = self.received.message
