@@ -157,6 +157,8 @@ class LlmSettings(Section):
     """Fused attention kernels; "auto": where the backend has them."""
     prefill_chunk_tokens: int = Field(default=256, ge=16, le=4096)
     """Prompt tokens evaluated at a time, of all conversations; running answers go on between chunks."""
+    prefill_pause_s: float = Field(default=0.2, gt=0, le=10)
+    """How long a chunk may hold up running answers, in seconds; it becomes smaller for that."""
     system_prompt: str = (
         "You are june, a helpful voice assistant. Answer in one to three short sentences of plain, "
         "speakable text, without lists or markdown."

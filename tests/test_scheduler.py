@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from june.errors import GenerationError
-from june.llm.scheduler import Generation, Part, Scheduler
+from june.llm.scheduler import Generation, KvSequence, Part, PrefillPace, Scheduler
 
 SEQUENCES = 3
 KV_TOKENS = 24
@@ -224,6 +224,67 @@ def test_a_model_that_cannot_go_back_evaluates_anew_and_shares_nothing() -> None
     assert desk.submit([1, 2, 9], conversation="ann").cached_tokens == 0
 
 
+def test_a_lost_cache_is_evaluated_anew_in_the_same_order() -> None:
+    cache = Cache()
+    desk = Desk(cache, scheduler(cache))
+    desk.submit([1] * 3, answer=8, conversation="ann")
+    desk.finish_all()
+    sharing = [desk.submit([1] * 3 + [number], answer=8) for number in (2, 3)]  # no room for two copies
+    for _ in range(3):
+        desk.step()
+    for cells in cache.sequences:
+        cells.clear()
+    desk.scheduler.forget()
+    assert desk.scheduler.generations() == sharing
+    assert desk.submit([1] * 3, conversation="ann").cached_tokens == 0
+    desk.finish_all()
+    assert [len(each.tokens) for each in sharing] == [11, 11]
+
+
+def test_it_tells_who_was_admitted_and_who_lost_their_place() -> None:
+    cache = Cache()
+    admitted: list[Generation] = []
+    evicted: list[tuple[str, list[int]]] = []
+
+    def note(sequence: KvSequence) -> None:
+        evicted.append((sequence.conversation, sequence.tokens.copy()))
+
+    tells = Scheduler[Generation](
+        cache,
+        sequences=1,
+        kv_tokens=KV_TOKENS,
+        chunk_tokens=CHUNK_TOKENS,
+        max_waiting=MAX_WAITING,
+        on_admitted=admitted.append,
+        on_evicted=note,
+    )
+    desk = Desk(cache, tells)
+    first = desk.submit([1, 2], conversation="ann")
+    second = desk.submit([1, 2, 3], conversation="ann")
+    assert admitted == [first]
+    desk.finish_all()
+    third = desk.submit([4], conversation="bob")
+    assert admitted == [first, second, third]
+    assert evicted == [("ann", [1, 2, 3])]
+    assert second.submitted_s < second.admitted_s
+
+
+def test_a_chunk_is_whole_while_nobody_writes_and_short_enough_while_somebody_does() -> None:
+    pace = PrefillPace(256, pause_s=0.2)
+    assert pace.chunk_tokens(is_writing=True) == 32
+    pace.decoded(8, 0.1)  # a batch of writers, which says nothing
+    assert pace.chunk_tokens(is_writing=True) == 32
+    pace.decoded(256, 0.5)
+    assert pace.chunk_tokens(is_writing=False) == 256
+    assert pace.chunk_tokens(is_writing=True) == 96
+    for _ in range(20):
+        pace.decoded(96, 0.02)
+    assert pace.chunk_tokens(is_writing=True) == 256
+    for _ in range(20):
+        pace.decoded(96, 3.0)
+    assert pace.chunk_tokens(is_writing=True) == 32
+
+
 class Conversations(RuleBasedStateMachine):
     """Any requests, ends, steps and failures, in any order."""
 
@@ -234,6 +295,7 @@ class Conversations(RuleBasedStateMachine):
         self.cache = Cache(is_recurrent=self.is_recurrent)
         self.desk = Desk(self.cache, scheduler(self.cache))
         self.expected: deque[Generation] = deque()  # in the order they came
+        self.sent_back = 0
 
     def running(self) -> list[Generation]:
         """Those that were admitted and have not ended."""
@@ -249,7 +311,7 @@ class Conversations(RuleBasedStateMachine):
         try:
             generation = self.desk.submit(prompt, answer, conversation)
         except GenerationError:
-            assert len(self.expected) - len(self.running()) == MAX_WAITING
+            assert len(self.expected) - len(self.running()) >= MAX_WAITING
         else:
             self.expected.append(generation)
 
@@ -267,6 +329,16 @@ class Conversations(RuleBasedStateMachine):
         assert bool(parts) == bool(before)
         assert sum(len(part.tokens) for part in parts if len(part.tokens) > 1) <= CHUNK_TOKENS
 
+    @rule()
+    def lose_the_cache(self) -> None:
+        """llama.cpp's context breaks."""
+        for cells in self.cache.sequences:
+            cells.clear()
+        before = self.desk.scheduler.generations()
+        self.sent_back = SEQUENCES
+        self.desk.scheduler.forget()
+        assert self.desk.scheduler.generations() == before
+
     @invariant()
     def nobody_is_lost_or_overtaken(self) -> None:
         """Order and number of those that wait and run."""
@@ -276,7 +348,7 @@ class Conversations(RuleBasedStateMachine):
         running = self.running()
         assert now[: len(running)] == running
         assert len({each.sequence.index for each in running}) == len(running)
-        assert len(now) - len(running) <= MAX_WAITING
+        assert len(now) - len(running) <= MAX_WAITING + self.sent_back
         assert running or not now
 
     @invariant()
@@ -292,6 +364,7 @@ class Conversations(RuleBasedStateMachine):
         """What was promised is there."""
         to_come = sum(each.kv_tokens - len(each.sequence.tokens) for each in self.running())
         assert self.cache.used + to_come <= KV_TOKENS
+        assert self.desk.scheduler.kv_used_tokens == self.cache.used
 
     def teardown(self) -> None:
         """Whatever happened, all that is left can be finished."""

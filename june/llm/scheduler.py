@@ -8,13 +8,17 @@ An answer is admitted only if the cache has room for all it may ever hold. So no
 runs, and llama.cpp finds a free cell for every token.
 """
 
+import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Generic, Protocol, TypeVar
 
 from june.errors import GenerationError
+
+SMALLEST_CHUNK_TOKENS = 32
+"""Fewer prompt tokens in a batch cost more each: SmolLM2 as Q8_0 on 2 cores."""
 
 
 class Memory(Protocol):
@@ -57,6 +61,9 @@ class Generation:
         kv_tokens: the most of them that the cache will ever hold.
         conversation: names the chat; empty for none.
         cached_tokens: how much of the prompt was in the cache when it was admitted.
+        submitted_s: when it was asked for, by `time.perf_counter`.
+        admitted_s: when it got its sequence.
+        first_token_s: when its first token was drawn; 0 before.
         sequence: where it is evaluated, once it is admitted.
     """
 
@@ -64,6 +71,9 @@ class Generation:
     kv_tokens: int
     conversation: str = ""
     cached_tokens: int = field(default=0, init=False)
+    submitted_s: float = field(default=0.0, init=False)
+    admitted_s: float = field(default=0.0, init=False)
+    first_token_s: float = field(default=0.0, init=False)
     sequence: KvSequence = field(init=False)
 
 
@@ -95,6 +105,8 @@ class Scheduler(Generic[G]):
         max_waiting: answers that may wait to be admitted.
         shares_prefixes: whether a sequence can begin as a copy of a part of another. Recurrent models
             cannot: their state is that after the last token.
+        on_admitted: told of each answer that gets a sequence.
+        on_evicted: told when a conversation is about to lose its sequence to another.
     """
 
     def __init__(
@@ -106,6 +118,8 @@ class Scheduler(Generic[G]):
         chunk_tokens: int,
         max_waiting: int,
         shares_prefixes: bool = True,
+        on_admitted: Callable[[G], None] = lambda _: None,
+        on_evicted: Callable[[KvSequence], None] = lambda _: None,
     ) -> None:
         self._memory = memory
         self._sequences = [KvSequence(index) for index in range(sequences)]
@@ -113,10 +127,35 @@ class Scheduler(Generic[G]):
         self._chunk_tokens = chunk_tokens
         self._max_waiting = max_waiting
         self._shares_prefixes = shares_prefixes
+        self._on_admitted = on_admitted
+        self._on_evicted = on_evicted
         self._running: list[G] = []
         self._waiting: deque[G] = deque()
         self._cells = count()
         self._clock = count(1)
+        self._kv_used: int | None = 0
+
+    @property
+    def running(self) -> int:
+        """Answers that have a sequence."""
+        return len(self._running)
+
+    @property
+    def waiting(self) -> int:
+        """Answers that have none yet."""
+        return len(self._waiting)
+
+    @property
+    def kv_used_tokens(self) -> int:
+        """Cells that any sequence holds; counted anew only after one was cut or copied."""
+        if self._kv_used is None:
+            self._kv_used = len(set[int]().union(*(each.cells for each in self._sequences)))
+        return self._kv_used
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether any answer is past its prompt, so that a long batch would make it pause."""
+        return any(len(each.tokens) - len(each.sequence.tokens) == 1 for each in self._running)
 
     def generations(self) -> list[G]:
         """All answers that have not ended: those that run, then those that wait, in the order they came."""
@@ -128,6 +167,7 @@ class Scheduler(Generic[G]):
         Raises:
             GenerationError: too many wait already (code "busy").
         """
+        generation.submitted_s = time.perf_counter()
         self._waiting.append(generation)
         self._admit()
         if len(self._waiting) > self._max_waiting:
@@ -146,12 +186,31 @@ class Scheduler(Generic[G]):
             self._waiting.remove(generation)
         self._admit()
 
-    def compose(self) -> list[Part[G]]:
-        """The next batch: one token of each answer that writes, and a chunk of those that still read."""
-        return list(self._parts())
+    def forget(self) -> None:
+        """The cache was lost: all who run go back to the head of the queue, and are evaluated anew.
 
-    def _parts(self) -> Iterator[Part[G]]:
-        room = self._chunk_tokens
+        More may wait then than may otherwise: nobody who was admitted is refused.
+        """
+        for each in self._sequences:
+            each.tokens, each.cells = [], []
+            each.conversation = ""
+            each.is_running = False
+        self._kv_used = 0
+        for generation in self._running:
+            del generation.sequence
+        self._waiting.extendleft(reversed(self._running))
+        self._running.clear()
+        self._admit()
+
+    def compose(self, chunk_tokens: int | None = None) -> list[Part[G]]:
+        """The next batch: one token of each answer that writes, and a chunk of those that still read.
+
+        Args:
+            chunk_tokens: the chunk, if it is to be smaller than the largest.
+        """
+        return list(self._parts(chunk_tokens or self._chunk_tokens))
+
+    def _parts(self, room: int) -> Iterator[Part[G]]:
         for generation in self._running:
             position = len(generation.sequence.tokens)
             size = len(generation.tokens) - position
@@ -165,6 +224,8 @@ class Scheduler(Generic[G]):
         """The cache now holds the part."""
         part.generation.sequence.tokens += part.tokens
         part.generation.sequence.cells += [next(self._cells) for _ in part.tokens]
+        if self._kv_used is not None:
+            self._kv_used += len(part.tokens)
 
     def restore(self, part: Part[G]) -> None:
         """The part was not evaluated, or nobody knows how far: forget what the cache holds of it."""
@@ -173,7 +234,10 @@ class Scheduler(Generic[G]):
 
     def _admit(self) -> None:
         while self._waiting and self._place(self._waiting[0]):
-            self._running.append(self._waiting.popleft())
+            admitted = self._waiting.popleft()
+            admitted.admitted_s = time.perf_counter()
+            self._running.append(admitted)
+            self._on_admitted(admitted)
 
     def _place(self, generation: G) -> bool:
         """Find a sequence for the answer, with as much of its prompt as any holds; False if it must wait."""
@@ -192,15 +256,19 @@ class Scheduler(Generic[G]):
         held = set(source.cells[:same]).union(*(each.sequence.cells for each in self._running))
         if len(held) > room:
             return False
+        if target.conversation != generation.conversation:
+            self._evict(target)
         if source is not target:
             self._truncate(target, 0)
             self._memory.copy(source.index, target.index, same)
             target.tokens, target.cells = source.tokens[:same], source.cells[:same]
+            self._kv_used = None
         generation.cached_tokens = self._truncate(target, same)
         for each in reversed(idle):
             if each is not target:
                 held.update(each.cells)
                 if len(held) > room:
+                    self._evict(each)
                     self._truncate(each, 0)
 
         for each in self._sequences:
@@ -220,13 +288,51 @@ class Scheduler(Generic[G]):
         own = [each for each in idle if each.tokens and each.conversation == conversation]
         return max(own, key=lambda each: _common(each.tokens, prompt), default=idle[0])
 
+    def _evict(self, sequence: KvSequence) -> None:
+        """Somebody else needs what the sequence holds."""
+        if sequence.conversation and sequence.tokens:
+            self._on_evicted(sequence)
+        sequence.conversation = ""
+
     def _truncate(self, sequence: KvSequence, length: int) -> int:
         """Cut the sequence to `length` tokens, or to none if the model refuses; how many are left."""
         if len(sequence.tokens) > length and not self._memory.truncate(sequence.index, length):
             self._memory.truncate(sequence.index, 0)
             length = 0
+        self._kv_used = None
         del sequence.tokens[length:], sequence.cells[length:]
         return length
+
+
+class PrefillPace:
+    """How many prompt tokens go into a batch.
+
+    A whole chunk, while nobody writes; as many as are read within the longest pause, while somebody does.
+
+    Args:
+        chunk_tokens: the largest chunk.
+        pause_s: how long a chunk may hold up those who write.
+    """
+
+    def __init__(self, chunk_tokens: int, pause_s: float) -> None:
+        self._chunk_tokens = chunk_tokens
+        self._pause_s = pause_s
+        self._token_s = 0.0
+
+    def chunk_tokens(self, *, is_writing: bool) -> int:
+        """The chunk for the next batch; at first, before anything was read, a small one."""
+        if not is_writing:
+            return self._chunk_tokens
+        if not self._token_s:
+            return min(SMALLEST_CHUNK_TOKENS, self._chunk_tokens)
+        fitting = int(self._pause_s / self._token_s) // SMALLEST_CHUNK_TOKENS * SMALLEST_CHUNK_TOKENS
+        return min(max(fitting, SMALLEST_CHUNK_TOKENS), self._chunk_tokens)
+
+    def decoded(self, batch_tokens: int, seconds: float) -> None:
+        """A batch took so long; the small ones say nothing about reading, which is faster by the token."""
+        if batch_tokens >= SMALLEST_CHUNK_TOKENS:
+            token_s = seconds / batch_tokens
+            self._token_s = 0.7 * self._token_s + 0.3 * token_s if self._token_s else token_s
 
 
 def _worth(sequence: KvSequence) -> tuple[bool, bool, int]:

@@ -14,6 +14,8 @@ Facts = dict[str, str | int | float]
 
 SECONDS = (0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0)
 LAG_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+STEP_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+BATCH_TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 TOKENS_PER_SECOND = (2.5, 5.0, 10.0, 20.0, 30.0, 40.0, 60.0, 80.0, 120.0, 200.0, 400.0)
 
 disable_created_metrics()  # type: ignore[no-untyped-call] # they double the page, and tell only when june began
@@ -50,6 +52,21 @@ time_to_first_audio_seconds = Histogram(
 )
 tokens_total = Counter("june_llm_tokens", "Tokens read (prompt) and written (completion).", ["direction"])
 audio_seconds_total = Counter("june_audio_seconds", "Recordings heard (in) and spoken (out).", ["direction"])
+
+llm_batch_tokens = Histogram("june_llm_batch_tokens", "Tokens in a batch.", buckets=BATCH_TOKENS)
+llm_step_seconds = Histogram("june_llm_step_seconds", "One batch, decoded and sampled.", buckets=STEP_SECONDS)
+llm_queue_wait_seconds = Histogram(
+    "june_llm_queue_wait_seconds", "From a request to its place in the cache.", buckets=STEP_SECONDS
+)
+llm_running = Gauge("june_llm_running", "Answers that are being written.")
+llm_waiting = Gauge("june_llm_waiting", "Answers that wait for a place in the cache.")
+llm_kv_tokens = Gauge("june_llm_kv_tokens", "What the cache has room for, in tokens.")
+llm_kv_used_tokens = Gauge("june_llm_kv_used_tokens", "What the cache holds, in tokens.")
+llm_prompt_tokens_total = Counter(
+    "june_llm_prompt_tokens", "Prompt tokens, evaluated or reused from the cache.", ["source"]
+)
+llm_evictions_total = Counter("june_llm_evictions", "Conversations that lost their place in the cache.")
+llm_cancelled_total = Counter("june_llm_cancelled", "Answers that nobody wanted any more.")
 
 queue_messages = Gauge(
     "june_queue_messages",

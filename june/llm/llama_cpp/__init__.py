@@ -4,8 +4,6 @@ The high-level `Llama` serves one conversation at a time, decodes the whole answ
 cannot pass keywords to the chat template. Here one thread owns model and context, and every batch takes all
 conversations one token further; what belongs into a batch, and what stays in the cache, is the scheduler's
 business. Nothing outside this package imports the library.
-
-What this does not do: build the context anew should a GPU fail in the middle of a batch.
 """
 
 import asyncio
@@ -25,6 +23,7 @@ with hardware.openmp_bound_to_cores():  # before the package's other modules imp
 from june.errors import GenerationError
 from june.llm import kv_budget_tokens, kv_bytes, require_gpu
 from june.llm.llama_cpp.engine import Engine
+from june.llm.meter import EngineStats
 from june.messages import ChatMessage, ChatRequest, Delta, Device, ModelDescription, Sampling
 from june.models import Model
 from june.settings import LlmSettings
@@ -101,6 +100,11 @@ class LlamaCpp:
                 yield reader.deltas.popleft()
         if reader.error is not None:
             raise reader.error
+
+    def stats(self) -> EngineStats:
+        """What the engine does and did since it was loaded."""
+        assert self._engine is not None  # noqa: S101 - `load` comes first
+        return self._engine.stats()
 
     def describe(self) -> ModelDescription:
         """Model, device, conversations and their cache."""

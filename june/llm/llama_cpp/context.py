@@ -1,0 +1,144 @@
+"""llama.cpp's context: the cache of all sequences, and the batches that are decoded in it."""
+
+import ctypes
+from collections.abc import Sequence
+from contextlib import ExitStack
+from ctypes.util import find_library
+from typing import Any
+
+import llama_cpp
+
+from june import hardware
+from june.llm.llama_cpp.answer import Answer
+from june.llm.scheduler import Part
+from june.settings import LlmSettings
+
+KV_TYPES = {
+    "f16": llama_cpp.GGML_TYPE_F16,
+    "q8_0": llama_cpp.GGML_TYPE_Q8_0,
+    "q4_0": llama_cpp.GGML_TYPE_Q4_0,
+}
+FLASH_ATTENTION = {"auto": -1, False: 0, True: 1}
+"""`enum llama_flash_attn_type`."""
+DECODED, DECODE_ABORTED, DECODE_INVALID = 0, 2, -1
+"""What `llama_decode` returns; what is less than the last has broken the context."""
+
+
+class Context:
+    """One context of one model; a `Memory` to the scheduler.
+
+    Attributes:
+        handle: llama.cpp's own; None if there is no memory for it.
+    """
+
+    def __init__(self, model: Any, settings: LlmSettings, kv_tokens: int) -> None:
+        self._model = model
+        self._params = _context_params(settings, kv_tokens)
+        self._batch = llama_cpp.llama_batch_init(self._params.n_batch, 0, 1)
+        self._abort = ctypes.create_string_buffer(2)
+        self._open()
+
+    def _open(self) -> None:
+        self.handle = llama_cpp.llama_init_from_model(self._model, self._params)
+        if self.handle:
+            self._memory = llama_cpp.llama_get_memory(self.handle)
+            _abort_when_set(self.handle, self._abort)
+
+    def rebuild(self) -> None:
+        """Replace llama.cpp's context by a new and empty one.
+
+        Raises:
+            MemoryError: there is no room for it any more.
+        """
+        llama_cpp.llama_free(self.handle)
+        self._open()
+        if not self.handle:
+            raise MemoryError
+
+    def free(self) -> None:
+        """Give the memory back; the context is of no use afterwards."""
+        llama_cpp.llama_batch_free(self._batch)
+        if self.handle:
+            llama_cpp.llama_free(self.handle)
+
+    def copy(self, source: int, target: int, tokens: int) -> None:
+        """`Memory.copy`."""
+        llama_cpp.llama_memory_seq_cp(self._memory, source, target, 0, tokens)
+
+    def truncate(self, sequence: int, tokens: int) -> bool:
+        """`Memory.truncate`."""
+        return bool(llama_cpp.llama_memory_seq_rm(self._memory, sequence, tokens, -1))
+
+    def decode(self, parts: Sequence[Part[Answer]]) -> int:
+        """Decode the parts in one batch, or give it up when most of it has lost its reader.
+
+        Returns llama.cpp's status. After `DECODED`, the last token of each part has its logits in the row
+        that `last_rows` tells.
+        """
+        self._fill(parts)
+        self._abort[0] = b"\0"
+
+        def abort_if_mostly_unread() -> None:
+            # What the others lose is less than what they would still wait for.
+            unread = sum(len(part.tokens) for part in parts if part.generation.reader.stop.is_set())
+            if unread * 2 > self._batch.n_tokens:
+                ctypes.memset(self._abort, 1, 1)
+
+        with ExitStack() as stack:
+            for part in parts:
+                stack.enter_context(part.generation.reader.stop.interrupts(abort_if_mostly_unread))
+            return int(llama_cpp.llama_decode(self.handle, self._batch))
+
+    def _fill(self, parts: Sequence[Part[Answer]]) -> None:
+        """Put the parts into the batch, one after the other."""
+        batch = self._batch
+        row = 0
+        for part in parts:
+            for position, token in enumerate(part.tokens, part.position):
+                batch.token[row] = token
+                batch.pos[row] = position
+                batch.n_seq_id[row] = 1
+                batch.seq_id[row][0] = part.generation.sequence.index
+                batch.logits[row] = False
+                row += 1
+            batch.logits[row - 1] = part.is_last
+        batch.n_tokens = row
+
+
+def last_rows(parts: Sequence[Part[Answer]]) -> list[int]:
+    """The row of each part's last token in their batch."""
+    rows = []
+    row = -1
+    for part in parts:
+        row += len(part.tokens)
+        rows.append(row)
+    return rows
+
+
+def threads_of(settings: LlmSettings) -> int:
+    """CPU threads that compute."""
+    return settings.threads or hardware.cpu_cores()
+
+
+def _context_params(settings: LlmSettings, kv_tokens: int) -> Any:
+    params = llama_cpp.llama_context_default_params()
+    params.n_ctx = kv_tokens
+    params.n_batch = params.n_ubatch = settings.prefill_chunk_tokens + settings.slots
+    params.n_seq_max = settings.slots
+    params.kv_unified = True
+    params.n_threads = params.n_threads_batch = threads_of(settings)
+    params.flash_attn_type = FLASH_ATTENTION[settings.flash_attention]
+    params.type_k = params.type_v = KV_TYPES[settings.kv_type]
+    params.no_perf = True
+    return params
+
+
+def _abort_when_set(context: Any, flag: "ctypes.Array[ctypes.c_char]") -> None:
+    """Have llama.cpp give up a batch as soon as the flag's first byte is not zero (CPU only).
+
+    llama.cpp asks its abort callback before every node of the graph, far too often for Python. The C
+    library's `strlen` answers the same question, "is the first byte set?", without the interpreter.
+    """
+    strlen = ctypes.CDLL(find_library("c")).strlen
+    callback = ctypes.cast(strlen, llama_cpp.ggml_abort_callback)
+    llama_cpp.llama_set_abort_callback(context, callback, ctypes.cast(flag, ctypes.c_void_p))

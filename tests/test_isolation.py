@@ -1,0 +1,305 @@
+"""Nobody's words reach another: proved by numbers, since greedy answers differ by llama.cpp's rounding alone.
+
+llama.cpp rounds differently with the size of a batch and the place of a sequence in the cache. So the logits
+of a conversation among others may differ from those of the same alone by as much as two batch sizes of it
+alone do, and by no more.
+"""
+
+import os
+import random
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from itertools import count
+from pathlib import Path
+from typing import Any, TypeVar
+
+import llama_cpp
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from june.errors import GenerationError
+from june.llm.llama_cpp.answer import Answer
+from june.llm.llama_cpp.context import Context
+from june.llm.llama_cpp.engine import Engine
+from june.llm.meter import EngineStats
+from june.llm.scheduler import PrefillPace
+from june.messages import ChatMessage, ChatRequest, Delta, Sampling, Usage
+from june.settings import LlmSettings, Settings
+from june.workers import ModelThread, StopFlag
+from tests.conftest import CATALOGUE, LLM
+
+T = TypeVar("T")
+Logits = npt.NDArray[np.float32]
+
+SYSTEM = "You are a friend who knows a lot about animals, and answers in short sentences. " * 4
+FORCED = 40
+OTHERS = ("house", "table", "water", "bread", "music", "train", "stars")
+WILD = Sampling(temperature=1.2, top_p=1, top_k=0, seed=5)
+
+
+@dataclass(eq=False)
+class Listener:
+    """A reader that keeps what it is given."""
+
+    stop: StopFlag = field(default_factory=StopFlag)
+    text: str = ""
+    usage: Usage | None = None
+    error: GenerationError | None = None
+    has_ended: bool = False
+
+    def post(self, item: Delta) -> None:
+        """Keep the text."""
+        self.text += item.text
+        self.usage = item.usage
+
+    def end(self, error: GenerationError | None = None) -> None:
+        """Keep the error."""
+        self.error = error
+        self.has_ended = True
+
+
+class Forced(Engine):
+    """Writes the same tokens whatever the model would say, and keeps the logits before each."""
+
+    def __init__(self, *args: Any, **named: Any) -> None:
+        super().__init__(*args, **named)
+        self.logits: dict[str, list[Logits]] = defaultdict(list)
+
+    def _write_token(self, answer: Answer, row: int) -> None:
+        written = len(answer.tokens) - answer.prompt_tokens
+        logits = llama_cpp.llama_get_logits_ith(self._context.handle, row)
+        n_tokens = self._vocabulary.n_tokens
+        self.logits[answer.conversation].append(np.ctypeslib.as_array(logits, (n_tokens,)).copy())
+        if answer.write(1_000 + 37 * written + len(answer.conversation)):
+            self._end(answer)
+
+
+@pytest.fixture
+def single_thread(settings: Settings) -> LlmSettings:
+    """One thread, so that the order of every sum is the same."""
+    return settings.llm.model_copy(update={"threads": 1})
+
+
+def asks(name: str, *, system: str = SYSTEM, max_tokens: int = FORCED) -> ChatRequest:
+    messages = (ChatMessage("system", system), ChatMessage("user", f"Tell me of the {name}."))
+    return ChatRequest(messages, Sampling(temperature=0), max_tokens, conversation=name, ignore_eos=True)
+
+
+async def with_engine(
+    make: Callable[..., Engine], settings: LlmSettings, path: Path, work: Callable[[Any], T]
+) -> T:
+    """What `work` returns on a thread of its own with an engine of its own."""
+
+    def job(_stop: StopFlag) -> T:
+        engine = make(settings, CATALOGUE[LLM], path, settings.context_tokens, offloaded=False)
+        try:
+            return work(engine)
+        finally:
+            engine.free()
+
+    thread = ModelThread("llm")
+    try:
+        return await thread.run(job)
+    finally:
+        await thread.close()
+
+
+def run(engine: Engine, *requests: ChatRequest) -> list[Listener]:
+    """All of them at once, to their end."""
+    listeners = [Listener() for _ in requests]
+    for request, listener in zip(requests, listeners, strict=True):
+        engine.begin(request, listener)
+    while engine.is_busy:
+        engine.step()
+    return listeners
+
+
+def logits_of(engine: Forced, name: str, *requests: ChatRequest) -> Logits:
+    """The logits of one of several that are written at once: (tokens, vocabulary)."""
+    engine.logits.clear()
+    run(engine, *requests)
+    assert len(engine.logits[name]) == FORCED
+    return np.stack(engine.logits[name])
+
+
+def clean(engine: Engine, chunk_tokens: int = 256) -> None:
+    """Empty the cache: where a sequence lies in it changes the rounding too."""
+    engine._context.rebuild()  # noqa: SLF001 - nothing else empties it
+    engine._scheduler.forget()  # noqa: SLF001
+    engine._pace = PrefillPace(chunk_tokens, 10)  # noqa: SLF001
+
+
+def difference(first: Logits, second: Logits) -> float:
+    return float(np.abs(first - second).max())
+
+
+def batch_sizes_differ(engine: Forced, mine: ChatRequest, alone: Logits) -> float:
+    """How much the logits of a conversation alone depend on the size of its batches."""
+    clean(engine)
+    copies = [replace(mine, conversation=f"copy {number}") for number in range(7)]
+    beside_itself = logits_of(engine, mine.conversation, mine, *copies)
+    clean(engine, chunk_tokens=8)
+    in_small_chunks = logits_of(engine, mine.conversation, mine)
+    return max(difference(alone, beside_itself), difference(alone, in_small_chunks))
+
+
+async def test_the_logits_among_seven_others_differ_by_rounding_alone(
+    single_thread: LlmSettings, model_paths: dict[str, Path]
+) -> None:
+    def work(engine: Forced) -> tuple[float, float, float]:
+        mine = asks("fox", system="")
+        clean(engine)
+        alone = logits_of(engine, "fox", mine)
+        clean(engine)
+        assert difference(alone, logits_of(engine, "fox", mine)) == 0  # a fixed batch repeats itself
+        allowed = batch_sizes_differ(engine, mine, alone)
+        clean(engine)
+        among = logits_of(engine, "fox", mine, *(asks(name, system="") for name in OTHERS))
+        clean(engine)
+        other = logits_of(engine, "cow", asks("cow", system=""))
+        return difference(alone, among), allowed, difference(alone, other)
+
+    among, allowed, other = await with_engine(Forced, single_thread, model_paths[LLM], work)
+    assert among <= allowed < other
+
+
+async def test_a_shared_system_prompt_is_as_good_as_an_own_copy(
+    single_thread: LlmSettings, model_paths: dict[str, Path]
+) -> None:
+    def work(engine: Forced) -> tuple[int, float, float]:
+        mine = asks("fox")
+        clean(engine)
+        alone = logits_of(engine, "fox", mine)
+        allowed = batch_sizes_differ(engine, mine, alone)
+        clean(engine)
+        run(engine, asks("cow", max_tokens=1))
+        reused = engine.stats().prompt_tokens_reused
+        shared = logits_of(engine, "fox", mine)
+        return engine.stats().prompt_tokens_reused - reused, difference(alone, shared), allowed
+
+    cached, shared, allowed = await with_engine(Forced, single_thread, model_paths[LLM], work)
+    assert cached > 60
+    assert shared <= allowed
+
+
+async def test_a_fixed_batch_with_fixed_seeds_repeats_itself(
+    single_thread: LlmSettings, model_paths: dict[str, Path]
+) -> None:
+    def work(engine: Engine) -> list[str]:
+        requests = [
+            replace(asks(name, max_tokens=8), sampling=replace(WILD, seed=seed))
+            for seed, name in enumerate(OTHERS)
+        ]
+        clean(engine)
+        return [listener.text for listener in run(engine, *requests)]
+
+    first, second = await with_engine(
+        Engine, single_thread, model_paths[LLM], lambda engine: (work(engine), work(engine))
+    )
+    assert first == second
+    assert len(set(first)) == len(OTHERS)
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def churn(engine: Engine, requests: int) -> EngineStats:
+    """Requests of mixed length in random order, a third of them given up at a random moment."""
+    dice = random.Random(7)  # noqa: S311 - no secret
+    emojis = "🎉🦄🍕🚀🌍🎸🐢🔥🎈🐙"
+    open_ones: dict[Listener, str] = {}
+    cancelled = finished = begun = warm_bytes = 0
+    while begun < requests or open_ones:
+        while begun < requests and len(open_ones) < 12:
+            emoji = dice.choice(emojis)
+            words = f"{dice.choice(OTHERS)} " * dice.randrange(0, 60, 20)
+            messages = (ChatMessage("system", words), ChatMessage("user", f"Repeat: {emoji * 4}"))
+            request = ChatRequest(messages, Sampling(0), dice.randrange(2, 12), conversation=str(begun % 25))
+            listener = Listener()
+            open_ones[listener] = emoji
+            engine.begin(request, listener)
+            begun += 1
+        if dice.random() < 0.04 * len(open_ones):
+            dice.choice(list(open_ones)).stop.set()
+        engine.step()
+        for listener, emoji in [*open_ones.items()]:
+            if listener.has_ended:
+                assert listener.error is None
+                assert set(listener.text) <= {emoji, " ", "\n"}
+                assert listener.stop.is_set() or listener.usage is not None
+                cancelled += listener.stop.is_set()
+                finished += listener.usage is not None
+                del open_ones[listener]
+        if begun == requests // 2 and not warm_bytes:
+            warm_bytes = resident_bytes()
+    assert finished + cancelled >= requests
+    assert cancelled > requests // 5
+    assert resident_bytes() < warm_bytes * 1.02
+    stats = engine.stats()
+    assert (stats.running, stats.waiting, stats.failed) == (0, 0, 0)
+    engine._scheduler.forget()  # noqa: SLF001
+    assert engine._scheduler.kv_used_tokens == 0  # noqa: SLF001
+    return stats
+
+
+async def test_of_a_hundred_requests_with_a_third_given_up_none_is_lost_or_mixed_up(
+    settings: Settings, model_paths: dict[str, Path]
+) -> None:
+    stats = await with_engine(Engine, settings.llm, model_paths[LLM], lambda engine: churn(engine, 100))
+    assert stats.evictions > 10
+    assert stats.prompt_tokens_reused > 0
+
+
+@pytest.mark.slow
+async def test_of_a_thousand_requests_with_a_third_given_up_none_is_lost_or_mixed_up(
+    settings: Settings, model_paths: dict[str, Path]
+) -> None:
+    await with_engine(Engine, settings.llm, model_paths[LLM], lambda engine: churn(engine, 1_000))
+
+
+# --- what breaks ---
+
+
+async def test_when_the_context_breaks_all_are_evaluated_anew_and_written_to_their_end(
+    single_thread: LlmSettings, model_paths: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    breaks = {12, 13, 14, 15}  # the batch of three, and each of them alone
+    batches = count()
+    decode = Context.decode
+
+    def sometimes(context: Context, parts: list[Any]) -> int:
+        return -3 if next(batches) in breaks else decode(context, parts)
+
+    monkeypatch.setattr(Context, "decode", sometimes)
+    requests = [asks(name, max_tokens=20) for name in OTHERS[:3]]
+
+    def work(engine: Engine) -> tuple[list[Listener], EngineStats]:
+        return run(engine, *requests), engine.stats()
+
+    answers, stats = await with_engine(Engine, single_thread, model_paths[LLM], work)
+    assert [each.usage and each.usage.completion_tokens for each in answers] == [20, 20, 20]
+    assert (stats.rebuilt, stats.failed) == (1, 0)
+    breaks.clear()
+    undisturbed, _ = await with_engine(Engine, single_thread, model_paths[LLM], work)
+    assert [each.text[:20] for each in undisturbed] == [each.text[:20] for each in answers]
+
+
+async def test_who_breaks_the_context_twice_fails_alone(
+    single_thread: LlmSettings, model_paths: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decode = Context.decode
+
+    def unless_table(context: Context, parts: list[Any]) -> int:
+        is_there = any(part.generation.conversation == "table" for part in parts)
+        return -3 if is_there else decode(context, parts)
+
+    monkeypatch.setattr(Context, "decode", unless_table)
+    requests = [asks(name, max_tokens=10) for name in OTHERS[:3]]
+    answers = await with_engine(
+        Engine, single_thread, model_paths[LLM], lambda engine: run(engine, *requests)
+    )
+    assert [each.error and each.error.code for each in answers] == [None, "llm_failed", None]
+    assert [each.usage and each.usage.completion_tokens for each in answers] == [10, None, 10]
