@@ -240,9 +240,9 @@ def _print_llm(figures: Figures) -> None:
     console = Console(highlight=False)
     shown = figures.report
     table = Table(
-        *("engine", "at once", "tokens/s", "each, tokens/s", "prompt, tokens/s"),
-        *("CPU ms/token", "first token p50 s", "max s"),
-        title=f"{shown['model']}: tokens a second, and waits for the first",
+        *("engine", "at once", "tokens/s", "each", "prompts", "CPU ms", "p50 s", "max s"),
+        title=f"{shown['model']}: tokens a second of all, of each and of prompts; CPU time of a token; "
+        "waits for the first",
     )
     for run in shown["runs"]:
         rates = figures.rates[run["engine"], run["conversations"]]
