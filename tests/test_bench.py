@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from june.audio import decode
-from june.bench.llm import Plan, contest_settings, open_peer
+from june.bench.llm import Plan, contest_settings, open_peer, weights_file
 from june.bench.peers import Contest, Name
 from june.bench.plot import draw
 from june.bench.report import emit, percentiles, process_age_s
@@ -21,7 +21,7 @@ from june.messages import ChatMessage, ChatRequest, Sampling
 from june.settings import PROJECT_ROOT, AudioSettings, Settings
 from june.stt.faster_whisper import FasterWhisper
 from june.tts.piper import Piper
-from tests.conftest import LLM, STT, TTS
+from tests.conftest import CATALOGUE, LLM, STT, TTS
 
 REQUEST = ChatRequest((ChatMessage("user", "Why is the sky blue?"),), Sampling(), max_tokens=1)
 
@@ -221,9 +221,11 @@ async def test_a_peer_reads_what_june_reads_and_writes_what_june_writes(
     fixed = contest_settings(settings.llm, PLAN)
     chat = Talk(settings.llm.system_prompt).ask("Repeat: one, two, three.", tokens=4)
     answers = []
+    path = model_paths[LLM]
     for name in ("june", engine):
-        async with open_peer(Contest(name, LLM, str(model_paths[LLM]), fixed)) as peer:
+        async with open_peer(Contest(name, LLM, str(path), fixed)) as peer:
             answers += (await peer.run(chat)).answers
+        path = weights_file(CATALOGUE[LLM], path)
     ours, theirs = answers
     assert theirs.prompt_tokens == ours.prompt_tokens > 30
     assert theirs.text == ours.text

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 from june import hardware
@@ -197,14 +198,26 @@ class Figures:
     steps: Steps
 
 
+def weights_file(model: Model, path: Path) -> Path:
+    """What june computes with once it has loaded `path`: the copy in a faster format that it made, if any."""
+    copy = path.with_suffix(f".as-{model.cpu_format}.gguf")
+    return copy if model.cpu_format and copy.is_file() else path
+
+
 class LlmBench:
     """Measures engines that are loaded."""
 
     def __init__(
-        self, peers: Mapping[Name, PeerProcess], model: Model, settings: LlmSettings, plan: Plan
+        self,
+        peers: Mapping[Name, PeerProcess],
+        model: Model,
+        weights: Path,
+        settings: LlmSettings,
+        plan: Plan,
     ) -> None:
         self._peers = peers
         self._model = model
+        self._weights_bytes = weights.stat().st_size
         self._settings = settings
         self._plan = plan
         self._talk = Talk(settings.system_prompt)
@@ -332,7 +345,7 @@ class LlmBench:
     def _bytes_read(self, steps: Steps) -> float:
         """What llama.cpp reads for one step: all weights, and the cache of the conversations that write."""
         context_tokens = round(statistics.median(steps.context_tokens))
-        return self._model.size_bytes + kv_bytes(self._model, context_tokens, self._settings)
+        return self._weights_bytes + kv_bytes(self._model, context_tokens, self._settings)
 
 
 def _run(name: Name, together: int, rates: Rates) -> dict[str, str | int | float]:

@@ -16,7 +16,15 @@ from june import app as composition
 from june import hardware
 from june.bench import queue as owners_queue
 from june.bench import report
-from june.bench.llm import Figures, LlmBench, Plan, contest_settings, open_peer
+from june.bench.llm import (
+    Figures,
+    LlmBench,
+    PeerProcess,
+    Plan,
+    contest_settings,
+    open_peer,
+    weights_file,
+)
 from june.bench.peers import Contest, Name
 from june.bench.plot import draw
 from june.errors import JuneError
@@ -148,11 +156,12 @@ async def _llm(settings: Settings, plan: Plan) -> Figures:
     console = Console(stderr=True)
     async with AsyncExitStack() as stack:
         with console.status("loading") as status:
-            peers = {
-                name: await stack.enter_async_context(open_peer(Contest(name, model.name, str(path), fixed)))
-                for name in names
-            }
-            return await LlmBench(peers, model, fixed, plan).run(status.update)
+            peers: dict[Name, PeerProcess] = {}
+            for name in names:
+                contest = Contest(name, model.name, str(path), fixed)
+                peers[name] = await stack.enter_async_context(open_peer(contest))
+                path = weights_file(model, path)  # june, the first, has made it
+            return await LlmBench(peers, model, path, fixed, plan).run(status.update)
 
 
 async def _voice(
