@@ -73,6 +73,6 @@ def settings_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("settings") / "settings.toml"
     file.write_text(
         f'[models]\ndirectory = "{PROJECT_ROOT / "models"}"\npreset = "starter"\n'
-        "[llm]\ntemperature = 0\npresence_penalty = 0\nmax_tokens = 40\n"
+        "[llm]\ntemperature = 0\npresence_penalty = 0\nmax_tokens = 40\n[api]\nport = 0\n"
     )
     return file

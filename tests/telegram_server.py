@@ -294,6 +294,12 @@ class TelegramServer:
                 await self._changed.wait()
         return found[count - 1]
 
+    async def acknowledged(self) -> None:
+        """Returns as soon as june has acknowledged every update."""
+        async with asyncio.timeout(20):
+            while self._updates:
+                await self._changed.wait()
+
     def fail(self, method: str, *failures: Failure) -> None:
         """Let the next requests for a method fail in this order; "file" is the download of a file."""
         self._failures.setdefault(method, deque()).extend(failures)
@@ -376,11 +382,11 @@ class TelegramServer:
         if self.webhook:
             raise RefusedError(WEBHOOK_IS_ACTIVE)
         self._poll = call
-        self._pulse()
         offset = int(call.params.get("offset", 0))
         if offset <= self.next_update_id + 10:  # one from the future counts for nothing
             while self._updates and self._updates[0]["update_id"] < offset:
                 self._updates.popleft()
+        self._pulse()
         with suppress(TimeoutError):
             async with asyncio.timeout(int(call.params.get("timeout", 0))):
                 while not self._updates and self._poll is call:

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from june.__main__ import app
 from june.app import ChosenModels
-from june.checks import machine, models, network
+from june.checks import Finding, machine, models, network
 from june.hardware import Gpu
 from june.models import load_catalogue
 from june.settings import PROJECT_ROOT, LlmSettings, Settings
@@ -228,15 +228,30 @@ def taken_port() -> Iterator[int]:
         yield listener.getsockname()[1]
 
 
-def test_a_port_that_is_taken_is_named_with_its_key() -> None:
+@pytest.mark.parametrize(
+    ("section", "key", "more"),
+    [("api", "port", {}), ("telegram", "webhook_port", {"token": WRONG_TOKEN, "mode": "webhook"})],
+)
+def test_a_port_that_is_taken_is_named_with_its_key(section: str, key: str, more: dict[str, str]) -> None:
+    def look(port: int) -> Finding:
+        keys = {"api": {"host": "127.0.0.1", "port": 0}}
+        chosen = Settings.model_validate(keys | {section: keys.get(section, {}) | more | {key: port}})
+        return list(network.ports(chosen))[-1]
+
     with taken_port() as port:
-        webhook = {"token": WRONG_TOKEN, "mode": "webhook", "webhook_port": port}
-        (finding,) = network.ports(Settings.model_validate({"telegram": webhook}))
+        finding = look(port)
     assert finding.status == "failed"
     assert f"127.0.0.1:{port}" in finding.found
-    assert "telegram.webhook_port" in finding.remedy
-    (finding,) = network.ports(Settings.model_validate({"telegram": webhook}))
-    assert finding.status == "ok"
+    assert f"{section}.{key}" in finding.remedy
+    assert look(port).status == "ok"
+
+
+def test_an_endpoint_that_others_reach_needs_a_token() -> None:
+    open_to_all = Settings.model_validate({"api": {"host": "0.0.0.0", "port": 0}})  # noqa: S104 - not opened
+    exposure, port = network.ports(open_to_all)
+    assert exposure.status == "failed"
+    assert "api.token" in exposure.found
+    assert port.status == "ok"
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,8 @@ import asyncio
 import base64
 import binascii
 import errno
+import http.client
+import json
 import re
 import socket
 import time
@@ -15,10 +17,15 @@ from typing import Any, Literal
 
 import aiohttp
 
+from june.api.access import check_exposure
 from june.checks import Finding
+from june.errors import JuneError
 from june.settings import Settings
 
 TIMEOUT_S = 10.0
+ANSWER_S = 2.0
+"""For june on this machine, if it is june."""
+LONGEST_ANSWER_BYTES = 1000
 DRIFT_S = 30.0
 """A Date header is exact to one second, and the way from a server takes less than ten."""
 TELEGRAM_TOKEN = re.compile(r"\d{5,}:[A-Za-z0-9_-]{20,}")
@@ -58,14 +65,22 @@ def _formed(app: str, remedy: str, *, is_right: bool) -> Finding:
 
 
 def ports(settings: Settings) -> Iterator[Finding]:
-    """Whether june can listen where its settings tell it to."""
-    telegram = settings.telegram
+    """Whether june can listen where its settings tell it to, or listens there already."""
+    api, telegram = settings.api, settings.telegram
+    if api.host:
+        try:
+            check_exposure(api)
+        except JuneError as error:
+            remedy = "Make one, such as by openssl rand -hex 32, and set it as a secret file."
+            yield Finding("api", "failed", str(error), remedy)
+        token = api.token.get_secret_value()
+        yield _port("api", "api.port", api.host, api.port, token=token)
     if telegram.token.get_secret_value() and telegram.mode == "webhook":
-        yield _port("telegram.webhook_port", telegram.webhook_host, telegram.webhook_port)
+        yield _port("webhook", "telegram.webhook_port", telegram.webhook_host, telegram.webhook_port)
 
 
-def _port(key: str, host: str, port: int) -> Finding:
-    name = f"port {port}"
+def _port(name: str, key: str, host: str, port: int, *, token: str | None = None) -> Finding:
+    """Whether the port is free. A `token` is there for the endpoint that can say whether it is june's own."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as listener:
@@ -73,11 +88,26 @@ def _port(key: str, host: str, port: int) -> Finding:
             listener.bind(address)
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
+            if token is not None and _is_june(host, port, token):
+                return Finding(name, "ok", f"june runs and listens on {host}:{port}")
             remedy = f"End the program that listens there, which may be june itself, or set {key}."
         else:
             remedy = f"Set {key} and its host to an address of this machine that june may listen on."
         return Finding(name, "failed", f"june cannot listen on {host}:{port}: {error.strerror}", remedy)
-    return Finding(name, "ok", f"{host}:{port} is free for {key}")
+    return Finding(name, "ok", f"{host}:{port} is free for {key}" if port else f"any free port for {key}")
+
+
+def _is_june(host: str, port: int, token: str) -> bool:
+    """Whether what listens there answers as june's /ready does."""
+    connection = http.client.HTTPConnection(host, port, timeout=ANSWER_S)
+    try:
+        connection.request("GET", "/ready", headers={"Authorization": f"Bearer {token}"} if token else {})
+        answer = json.loads(connection.getresponse().read(LONGEST_ANSWER_BYTES))
+    except (OSError, http.client.HTTPException, ValueError):
+        return False
+    finally:
+        connection.close()
+    return isinstance(answer, dict) and "ready" in answer
 
 
 @dataclass(frozen=True, slots=True)
