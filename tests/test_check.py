@@ -290,6 +290,7 @@ async def test_online_the_platforms_say_whose_the_tokens_are(tmp_path: Path) -> 
             tmp_path,
             telegram={"token": telegram.token, "api_base": telegram.base_url},
             discord={"token": DISCORD_TOKEN, "api_base": discord.api_base, "gateway": discord.gateway},
+            telemetry={"otlp_endpoint": f"{telegram.base_url}/of-no-traces"},
         )
         assert [call.method for call in telegram.calls] == ["getMe"]
     assert status == 0
@@ -297,6 +298,7 @@ async def test_online_the_platforms_say_whose_the_tokens_are(tmp_path: Path) -> 
     assert "accepts the token of @june" in said.partition(discord.api_base)[2]
     assert discord.gateway in found["discord"]["found"]
     assert found["clock, online"]["status"] == "ok"
+    assert "/of-no-traces answers" in found["traces"]["found"]
     assert telegram.token not in said
     assert DISCORD_TOKEN not in said
 

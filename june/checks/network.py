@@ -181,6 +181,8 @@ def _endpoints(settings: Settings) -> list[_Endpoint]:
         gateway = settings.discord.gateway
         url = gateway.replace("ws", "http", 1)  # any answer will do: it is a web server that is asked
         found.append(_Endpoint("discord", gateway, "discord.gateway", url, is_platform=False))
+    if traces := settings.telemetry.otlp_endpoint:
+        found.append(_Endpoint("traces", traces, "telemetry.otlp_endpoint", traces, is_platform=False))
     return found
 
 
