@@ -30,8 +30,8 @@ RUN python3 -m venv /opt/june \
 # Compute capabilities: 75 Turing, 80 and 86 Ampere, 89 Ada, 90 Hopper, 120 Blackwell. Fewer build faster.
 ARG CUDA_ARCHITECTURES="75;80;86;89;90;120"
 # GGML_NATIVE=OFF: for any x86-64 with AVX2, not only for the machine that builds. The linker may leave
-# libcuda.so.1 open: it comes with the host's driver, and is not in this image.
-ARG CMAKE_ARGS="-DGGML_CUDA=on -DGGML_NATIVE=OFF -DCMAKE_CUDA_ARCHITECTURES=${CUDA_ARCHITECTURES} -DCMAKE_EXE_LINKER_FLAGS=-Wl,--allow-shlib-undefined"
+# libcuda.so.1 open: it comes with the host's driver, and is not in this image. NCCL is for several GPUs.
+ARG CMAKE_ARGS="-DGGML_CUDA=on -DGGML_CUDA_NCCL=OFF -DGGML_NATIVE=OFF -DCMAKE_CUDA_ARCHITECTURES=${CUDA_ARCHITECTURES} -DCMAKE_EXE_LINKER_FLAGS=-Wl,--allow-shlib-undefined"
 RUN CMAKE_ARGS="-DLLAVA_BUILD=OFF ${CMAKE_ARGS}" \
     /opt/june/bin/pip install --no-cache-dir --require-hashes --no-build-isolation --requirement runtime.txt \
     && /opt/june/bin/pip uninstall --yes cmake ninja scikit-build-core pathspec
