@@ -5,6 +5,7 @@
     ├── ModelFileError               a model file cannot be had, or is not what the catalogue says
     ├── StoreError                   the file of messages cannot be used
     ├── QueueError(code)             a message does not allow what a program asks for
+    ├── ApiError(status)             june's own API refuses what a command asks for, or is out of reach
     ├── AdapterError                 the connection to a chat app is lost or was refused
     ├── DeliveryError(reason)        a chat app did not take a message, or did not hand one out
     └── StageError(stage, code)      one stage of a turn failed
@@ -86,6 +87,19 @@ class QueueError(JuneError):
     def __init__(self, code: QueueRefusal, detail: str) -> None:
         super().__init__(detail)
         self.code = code
+
+
+class ApiError(JuneError):
+    """june's own API, as a command reaches it, refuses a request or is out of reach.
+
+    Args:
+        status: the HTTP status; 0: none came.
+        detail: one sentence, without what was said and without the token.
+    """
+
+    def __init__(self, status: int, detail: str) -> None:
+        super().__init__(detail)
+        self.status = status
 
 
 class AdapterError(JuneError):

@@ -51,8 +51,8 @@ class Events:
             self._streams -= 1
 
     async def _write(self, response: web.StreamResponse, after_id: int) -> None:
-        """Write what changes, until june ends."""
-        await response.write(b": june\n\n")
+        """Write what changes, until june ends; first where the stream begins, for whoever reads it anew."""
+        await response.write(b"id: %d\n\n" % after_id)
         while not self._services.closing.is_set():
             changed = self._store.next_change()
             changes, is_whole = await self._store.changes(after_id=after_id, limit=BATCH)

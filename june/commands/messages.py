@@ -1,22 +1,17 @@
 """`python -m june messages`: what was received and sent, and whether it arrived as it was meant.
 
-These commands show what people wrote: they are for the owner's own terminal. They only read, and june may run
-meanwhile.
+These commands show what people wrote: they are for the owner's own terminal. Those here only read, from the
+file, and june may run meanwhile; those of `june.commands.queue` ask the june that runs.
 """
 
 import asyncio
 import json
-import re
-import time
-import unicodedata
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, TypeVar
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from june.chat.delivery import as_markdown
@@ -27,6 +22,8 @@ from june.chat.formatting import (
     visible_discord,
     visible_telegram,
 )
+from june.commands import queue
+from june.commands.terminal import Json, SettingsFile, Since, console, local_time, printable, seconds_since
 from june.errors import JuneError
 from june.messages import Delivered
 from june.settings import load_settings
@@ -35,15 +32,8 @@ from june.telemetry import trace_id
 
 T = TypeVar("T")
 
-app = typer.Typer(help="What was received and sent.", no_args_is_help=True)
-SettingsFile = Annotated[Path | None, typer.Option("--settings", help="Settings file.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Since = Annotated[
-    str, typer.Option(help="Only later ones: a date such as 2026-11-01, or an age such as 24h.")
-]
-
-AGE = re.compile(r"(\d{1,6})([smhdw])")
-UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+app = typer.Typer(help="What was received and sent, and the owner's queue.", no_args_is_help=True)
+app.add_typer(queue.app)
 EXCERPT = 20
 
 
@@ -57,7 +47,7 @@ def history(
     settings_file: SettingsFile = None,
 ) -> None:
     """Show what was received and sent, oldest first."""
-    since_s = _since_s(since)
+    since_s = seconds_since(since)
     entries = _read(settings_file, lambda store: store.history(chat=chat, since_s=since_s, limit=limit))
     if as_json:
         print(json.dumps([asdict(entry) | {"trace_id": trace_id(entry.trace_context)} for entry in entries]))
@@ -66,7 +56,7 @@ def history(
     for entry in entries:
         cells = (
             str(entry.id),
-            _local_time(entry.created_at_s),
+            local_time(entry.created_at_s),
             entry.chat,
             "june" if entry.direction == "out" else entry.user_name or entry.user,
             entry.kind,
@@ -74,8 +64,8 @@ def history(
             entry.transcript or entry.text,
             ", ".join(_notes(entry)),
         )
-        table.add_row(*map(_printable, cells))
-    _console().print(table)
+        table.add_row(*map(printable, cells))
+    console().print(table)
 
 
 @app.command()
@@ -101,13 +91,13 @@ def check(
         )
     else:
         table = Table("", "text", show_lines=True)
-        table.add_row("meant", _printable(meant))
+        table.add_row("meant", printable(meant))
         for one, text in zip(entry.delivered, shown, strict=True):
-            table.add_row(f"{one.kind} {_printable(one.message_id)}", _printable(text))
-        console = _console()
-        console.print(table)
+            table.add_row(f"{one.kind} {printable(one.message_id)}", printable(text))
+        screen = console()
+        screen.print(table)
         for line in faults or ["It arrived as it was meant."]:
-            console.print(_printable(line))
+            screen.print(printable(line))
     if faults:
         raise typer.Exit(1)
 
@@ -115,7 +105,7 @@ def check(
 @app.command()
 def stats(*, since: Since = "", as_json: Json = False, settings_file: SettingsFile = None) -> None:
     """Show how much was received and sent, and how long answers took."""
-    since_s = _since_s(since)
+    since_s = seconds_since(since)
     found = _read(settings_file, lambda store: store.stats(since_s=since_s))
     if as_json:
         print(json.dumps(asdict(found)))
@@ -124,10 +114,10 @@ def stats(*, since: Since = "", as_json: Json = False, settings_file: SettingsFi
     for count in found.counts:
         direction = "received" if count.direction == "in" else "sent"
         table.add_row(direction, count.platform, count.kind, count.status, str(count.messages))
-    console = _console()
-    console.print(table)
+    screen = console()
+    screen.print(table)
     if found.response_p50_s is not None and found.response_p95_s is not None:
-        console.print(
+        screen.print(
             f"Half of the answers were ready within {found.response_p50_s:.2f} s,"
             f" 95 % within {found.response_p95_s:.2f} s."
         )
@@ -141,18 +131,6 @@ def _read(settings_file: Path | None, query: Callable[[Store], Awaitable[T]]) ->
             return await query(store)
 
     return asyncio.run(run())
-
-
-def _since_s(since: str) -> float:
-    """A date, a time or an age as seconds since 1970; 0 if it is empty."""
-    if not since:
-        return 0.0
-    if age := AGE.fullmatch(since):
-        return time.time() - int(age[1]) * UNITS_S[age[2]]
-    try:
-        return datetime.fromisoformat(since).astimezone().timestamp()
-    except (ValueError, OverflowError):
-        raise JuneError("After --since comes a date such as 2026-11-01, or an age such as 24h.") from None
 
 
 def _notes(entry: HistoryEntry) -> Iterator[str]:
@@ -220,20 +198,3 @@ def _differences(entry: HistoryEntry) -> Iterator[str]:
             f"After {same} characters the chat shows “{shown[same : same + EXCERPT]}”"
             f" where “{meant[same : same + EXCERPT]}” was meant."
         )
-
-
-def _local_time(since_1970_s: float) -> str:
-    local = datetime.fromtimestamp(since_1970_s, UTC).astimezone()
-    return local.replace(tzinfo=None).isoformat(" ", "seconds")
-
-
-def _printable(text: str) -> str:
-    """Text in which nothing steers the terminal."""
-    return "".join(
-        "\ufffd" if unicodedata.category(character) == "Cc" and character not in "\n\t" else character
-        for character in text
-    )
-
-
-def _console() -> Console:
-    return Console(highlight=False, markup=False, emoji=False)

@@ -1,0 +1,283 @@
+"""What `june messages` speaks to june with: the API of `openapi.yaml`, on this machine or from another.
+
+The token goes to the address that was named, and to no other: redirects are not followed.
+"""
+
+import asyncio
+import json
+import random
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
+from http import HTTPStatus
+from ipaddress import ip_address
+from typing import Any
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+from aiohttp import ClientConnectorError, ClientError, ClientResponse, ClientSession, ClientTimeout
+
+from june.errors import ApiError, SettingsError
+from june.settings import ApiSettings
+
+TRIES = 2
+"""Of a request whose connection broke: its idempotency key has it carried out once."""
+REQUEST_TIMEOUT_S = 30.0
+LONGEST_POLL_S = 60.0
+SILENCE_S = 45.0
+"""june says something every 15 s on a stream (`june.api.events`): after three it is gone."""
+MAX_LINE_BYTES = 2**20
+MAX_PAUSE_S = 10.0
+GIVE_UP_S = 600.0
+PASSING = (0, HTTPStatus.SERVICE_UNAVAILABLE)
+"""Statuses of a june that is being started again, or has too much to do."""
+FINAL = ("RESPONDED", "TIMEOUT", "ERROR")
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One event of the stream.
+
+    Attributes:
+        id: what the stream is resumed behind.
+        name: "open" (the stream begins, or goes on after a break), "message", or "reset" (some were missed).
+        message: the message that changed, as it is now.
+    """
+
+    id: int
+    name: str
+    message: Json | None = None
+
+
+class ApiClient:
+    """Asks one june."""
+
+    def __init__(self, session: ClientSession, url: str) -> None:
+        self._session = session
+        self._url = url
+
+    async def get(self, path: str, query: Mapping[str, str] | None = None) -> Json:
+        """What stands at an address below `/v1/messages`.
+
+        Raises:
+            ApiError: june refuses, or is out of reach.
+        """
+        return await self._request("GET", path, query=query) or {}
+
+    async def post(self, path: str, body: Json, *, key: str = "") -> Json | None:
+        """What june did, once, with a body; None: it found nothing to do.
+
+        Args:
+            path: below `/v1/messages`.
+            body: JSON.
+            key: the idempotency key; "" makes one that serves for this call.
+
+        Raises:
+            ApiError: june refuses, or is out of reach.
+        """
+        return await self._request("POST", path, body, headers={"Idempotency-Key": key or uuid4().hex})
+
+    async def claim(self, wanted: Json, *, wait_s: float = 0.0) -> Json | None:
+        """The oldest message that waits and is wanted, as soon as there is one; None: none came in time.
+
+        Raises:
+            ApiError: june refuses, or is out of reach.
+        """
+        if not wait_s:
+            return await self.post("/claim", wanted)
+        deadline_s = time.monotonic() + wait_s
+        async with aclosing(self.events()) as events:
+            while True:
+                try:  # only waiting is cut off: a claim that was begun is carried out
+                    async with asyncio.timeout(max(0.0, deadline_s - time.monotonic())):
+                        event = await anext(events)
+                except TimeoutError:
+                    return None
+                is_new = event.message is not None and event.message["status"] == "NEW"
+                if (event.name != "message" or is_new) and (found := await self.post("/claim", wanted)):
+                    return found
+
+    async def reply(self, message_id: int, *, wait_s: float) -> Json:
+        """A question's status and answer (`reply`), as soon as the status is final or the time is over.
+
+        Raises:
+            ApiError: june refuses, or is out of reach at the end.
+        """
+        deadline_s = time.monotonic() + wait_s
+        failures = 0
+        while True:
+            left_s = max(0.0, deadline_s - time.monotonic())
+            poll = {"wait_s": f"{min(left_s, LONGEST_POLL_S):.3f}"}
+            try:
+                found = await self.get(f"/{message_id}/reply", poll)
+                if found["status"] in FINAL or not left_s:
+                    return found
+                failures = 0
+            except ApiError as error:
+                if error.status not in PASSING or not left_s:
+                    raise
+                failures += 1
+                await asyncio.sleep(min(_pause_s(failures), left_s))
+
+    async def events(self, *, after: int | None = None) -> AsyncGenerator[Event, None]:
+        """What changes from now on, or behind the event `after`; it goes on when june was gone.
+
+        Raises:
+            ApiError: june refuses, is out of reach at the beginning, or was for `GIVE_UP_S`.
+        """
+        failures = 0
+        was_open = False
+        heard_s = time.monotonic()
+        while True:
+            failure = ApiError(0, f"june at {self._url} ends what it has begun to say.")
+            try:
+                async with aclosing(self._stream(after)) as stream:
+                    async for event in stream:
+                        after = event.id
+                        was_open, failures = True, 0
+                        yield event
+                        heard_s = time.monotonic()
+            except ApiError as error:
+                failure = error
+                if not was_open or error.status not in PASSING:
+                    raise
+            if time.monotonic() - heard_s > GIVE_UP_S:
+                raise failure
+            failures += 1
+            await asyncio.sleep(_pause_s(failures))
+
+    async def _stream(self, after: int | None) -> AsyncGenerator[Event, None]:
+        """The events of one connection (WHATWG HTML, 9.2.6, as far as june makes use of it)."""
+        headers = {} if after is None else {"Last-Event-ID": str(after)}
+        timeout = ClientTimeout(total=None, sock_connect=REQUEST_TIMEOUT_S, sock_read=SILENCE_S)
+        try:
+            async with self._session.get(
+                f"{self._url}/v1/events",
+                headers=headers,
+                timeout=timeout,
+                read_bufsize=MAX_LINE_BYTES,
+                allow_redirects=False,
+            ) as response:
+                if response.status != HTTPStatus.OK or response.content_type != "text/event-stream":
+                    await self._read(response)
+                    raise self._stranger(response.status)
+                fields: dict[str, str] = {}
+                async for line in response.content:
+                    name, _, value = line.decode().rstrip("\r\n").partition(": ")
+                    if name:
+                        fields[name] = value
+                    elif not value and "id" in fields:
+                        data = json.loads(fields.get("data", "{}"))
+                        yield Event(int(fields["id"]), fields.get("event", "open"), data or None)
+                        fields = {}
+        except (ClientError, TimeoutError):
+            raise self._out_of_reach() from None
+        except ValueError:
+            raise self._stranger(HTTPStatus.OK) from None
+
+    async def _request(
+        self,
+        method: str,
+        path: str,
+        body: Json | None = None,
+        *,
+        query: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Json | None:
+        for _ in range(TRIES):
+            try:
+                async with self._session.request(
+                    method,
+                    f"{self._url}/v1/messages{path}",
+                    json=body,
+                    params=query,
+                    headers=headers,
+                    allow_redirects=False,
+                ) as response:
+                    return await self._read(response)
+            except ClientConnectorError:  # a second try would find the same
+                break
+            except (ClientError, TimeoutError):
+                continue
+        raise self._out_of_reach()
+
+    async def _read(self, response: ClientResponse) -> Json | None:
+        """The body of a response; None: it has none.
+
+        Raises:
+            ApiError: june refused, with its sentence; or this was not june.
+        """
+        if response.status == HTTPStatus.NO_CONTENT:
+            return None
+        try:
+            found = json.loads(await response.read())
+        except ValueError:
+            raise self._stranger(response.status) from None
+        if isinstance(found, dict) and response.status < HTTPStatus.MULTIPLE_CHOICES:
+            return found
+        if isinstance(found, dict) and isinstance(found.get("detail"), str):
+            raise ApiError(response.status, _explained(response.status, found["detail"]))
+        raise self._stranger(response.status)
+
+    def _out_of_reach(self) -> ApiError:
+        return ApiError(0, f"june is out of reach at {self._url}.")
+
+    def _stranger(self, status: int) -> ApiError:
+        return ApiError(status, f"What answers at {self._url} is not june (status {status}).")
+
+
+@asynccontextmanager
+async def open_client(settings: ApiSettings, *, url: str = "") -> AsyncIterator[ApiClient]:
+    """A client of the june that the settings name, or of the one at an address.
+
+    Raises:
+        SettingsError: there is no address, or it is none of HTTP.
+    """
+    address = _address(settings, url)
+    token = settings.token.get_secret_value()
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    # Longer than the longest wait for a reply.
+    timeout = ClientTimeout(total=LONGEST_POLL_S + REQUEST_TIMEOUT_S, sock_connect=REQUEST_TIMEOUT_S)
+    async with ClientSession(headers=headers, timeout=timeout) as session:
+        yield ApiClient(session, address)
+
+
+def _address(settings: ApiSettings, url: str) -> str:
+    if url:
+        try:
+            parts = urlsplit(url)
+            is_right = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        except ValueError:
+            is_right = False
+        # A password in an address would be shown by whatever shows the command.
+        if not is_right or any(sign in url for sign in "@?#"):
+            raise SettingsError("After --url comes an address such as https://june.example.org.")
+        return url.rstrip("/")
+    if not settings.host or not settings.port:
+        raise SettingsError("api.host and api.port: expected june's address; or name it after --url.")
+    return f"http://{_reachable(settings.host)}:{settings.port}"
+
+
+def _reachable(host: str) -> str:
+    """The name by which a june that listens on `host` is reached from here."""
+    try:
+        address = ip_address(host.strip("[]"))
+    except ValueError:
+        return host
+    if address.is_unspecified:
+        return "127.0.0.1" if address.version == 4 else "[::1]"  # noqa: PLR2004 - of IP
+    return str(address) if address.version == 4 else f"[{address}]"  # noqa: PLR2004
+
+
+def _explained(status: int, detail: str) -> str:
+    if status == HTTPStatus.UNAUTHORIZED:
+        return "june does not accept the token; set api.token, or the variable JUNE_API__TOKEN."
+    return detail
+
+
+def _pause_s(failures: int) -> float:
+    """How long to wait before june is asked again: longer each time, and not as everybody else does."""
+    return min(MAX_PAUSE_S, 0.25 * 2.0**failures) * random.uniform(0.5, 1.0)  # noqa: S311 - no secret
