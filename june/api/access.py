@@ -1,6 +1,7 @@
 """Who is served: whoever has the token; without one, this machine only.
 
-Monitoring and the description are guarded as everything else (ASVS 5.0, 13.4.5). Without a token a request is
+Monitoring and the description are guarded as everything else (ASVS 5.0, 13.4.5); only the files of the
+owner's page, which hold nothing, are not. Without a token a request is
 this machine's if its peer is on loopback, it came through no proxy, and it names june by a loopback address:
 a web page elsewhere, whose name was made to mean 127.0.0.1, names june by its own (DNS rebinding). A page
 cannot write either: every body must be `application/json`, which browsers ask about first.
@@ -10,6 +11,7 @@ itself. For both set `api.token`.
 """
 
 import hmac
+from collections.abc import Collection
 from http import HTTPStatus
 from ipaddress import ip_address
 from urllib.parse import urlsplit
@@ -47,13 +49,14 @@ def check_exposure(settings: ApiSettings) -> None:
         )
 
 
-def guard(settings: ApiSettings) -> Middleware:
-    """A middleware that serves only whom the settings allow."""
+def guard(settings: ApiSettings, public: Collection[str] = ()) -> Middleware:
+    """A middleware that serves only whom the settings allow, but for the paths that are public."""
     token = settings.token.get_secret_value().encode()
 
     @web.middleware
     async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if not (_has_token(request, token) if token else _is_local(request)):
+        is_allowed = request.path in public or (_has_token(request, token) if token else _is_local(request))
+        if not is_allowed:
             raise ProblemError(
                 HTTPStatus.UNAUTHORIZED,
                 "This request is not authorized.",

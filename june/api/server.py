@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 
 from aiohttp import web
 
+from june.api import page
 from june.api.access import check_exposure, guard
 from june.api.claims import Claims
 from june.api.events import Events
@@ -46,8 +47,8 @@ async def serving(
         SettingsError: june cannot listen there, or must not without a token.
     """
     check_exposure(settings)
-    app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[problems, guard(settings)])
-    app.add_routes([*routes(services), *more])
+    app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[problems, guard(settings, page.FILES)])
+    app.add_routes([*routes(services), *page.routes(), *more])
     runner = web.AppRunner(
         app, access_log=None, logger=SILENT, handler_cancellation=True, shutdown_timeout=SHUTDOWN_S
     )
