@@ -306,7 +306,7 @@ def test_nothing_is_restored_or_pruned_while_june_runs(cabinet: Cabinet) -> None
     before = rows(cabinet.path)
 
     async def work(_: Store) -> None:
-        for arguments in (("restore", copy), ("prune", "--older-than", "0s")):
+        for arguments in (("restore", copy), ("prune", "--older-than", "1s")):
             told = await asyncio.to_thread(cabinet.refused, *arguments)
             assert told == f"{cabinet.path} is in use by another june"
 
@@ -380,12 +380,9 @@ def test_prune_deletes_what_is_old_and_done_and_makes_the_file_smaller(cabinet: 
     assert cabinet.done("verify")
 
 
-@pytest.mark.parametrize("age", ["90", "d", "soon", "-3d", ""])
+@pytest.mark.parametrize("age", ["90", "d", "soon", "-3d", "", "0d"])
 def test_an_age_that_is_none_is_said_to_be_so(cabinet: Cabinet, age: str) -> None:
-    assert (
-        cabinet.refused("prune", f"--older-than={age}")
-        == "After --older-than comes an age such as 90d or 24h."
-    )
+    assert cabinet.refused("prune", f"--older-than={age}").startswith("After --older-than comes ")
 
 
 def test_where_june_never_ran_nothing_is_made(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from typing import Annotated, TypeVar
 
 import typer
 
-from june.commands.messages import AGE, UNITS_S
+from june.commands.terminal import SettingsFile, duration_s
 from june.errors import JuneError, QueueError, StoreError
 from june.settings import Settings, load_settings
 from june.store import Contents, Kept, Pruned, Store, open_store
@@ -26,7 +26,6 @@ from june.store import Contents, Kept, Pruned, Store, open_store
 T = TypeVar("T")
 
 app = typer.Typer(help="Back up, restore, prune, verify and export.", no_args_is_help=True)
-SettingsFile = Annotated[Path | None, typer.Option("--settings", help="Settings file.")]
 
 NO_FILE_NAME = re.compile(r"[^\w.-]+", re.ASCII)
 
@@ -74,14 +73,14 @@ def prune(
 ) -> None:
     """Delete messages that are done with, but for what the model is shown, and give the space back."""
     settings = load_settings(settings_file)
-    age = AGE.fullmatch(older_than)
-    if age is None:
+    age_s = duration_s(older_than, "--older-than")
+    if not age_s:  # it would delete all there is
         raise JuneError("After --older-than comes an age such as 90d or 24h.")
     path = settings.store.path
     if not path.exists():
         raise StoreError(f"{path} does not exist: june has not run with it yet")
     before_bytes = path.stat().st_size
-    pruned = asyncio.run(_prune(settings, int(age[1]) * UNITS_S[age[2]]))
+    pruned = asyncio.run(_prune(settings, age_s))
     print(
         f"{_count(pruned.messages, 'message')} and {_count(pruned.voices, 'recording')} deleted;"
         f" {path} has {path.stat().st_size / 1e6:.1f} MB, and had {before_bytes / 1e6:.1f} MB."
