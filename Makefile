@@ -54,8 +54,8 @@ $(VENV)/.installed-dev: requirements/dev.txt $(VENV)/.installed
 	@$(PIP) --no-build-isolation --requirement requirements/dev.txt
 	@touch $@
 
-# Real programs that tests run beside june: a Prometheus, and a browser for the owner's page.
-PROGRAMS := prometheus chromium
+# Real programs that tests run beside june: a Prometheus, a browser for the owner's page, and curl.
+PROGRAMS := prometheus chromium curl
 $(VENV)/.installed-programs: | $(BIN)/python
 	@for program in $(PROGRAMS); do command -v $$program >/dev/null || missing=1; done; \
 	if [ -n "$$missing" ]; then \

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
@@ -28,8 +29,9 @@ from june.conversation.speaking import Speaker
 from june.conversation.turn import VoicePipeline
 from june.errors import SENTENCES, JuneError, ModelFileError, ModelLoadError, SettingsError
 from june.llm import ChatModel
+from june.llm.switching import SwitchableModel
 from june.messages import ModelDescription, Outbound, Platform
-from june.models import Catalogue, Choice, Model, choose_preset, load_catalogue, require
+from june.models import Catalogue, Choice, Model, choose_preset, is_present, load_catalogue, require
 from june.settings import Settings
 from june.store import Received, Store, open_store
 from june.store.upkeep import keep_tidy
@@ -67,7 +69,7 @@ class Models:
     """The three models, loaded and warm."""
 
     stt: SpeechToText
-    llm: ChatModel
+    llm: SwitchableModel
     tts: TextToSpeech
 
 
@@ -145,6 +147,28 @@ async def pull_models(settings: Settings) -> None:
     await pull.pull_logged(models, settings.models.directory, token=token)
 
 
+def _present_llms(settings: Settings) -> list[str]:
+    """Names of the language models whose files are here."""
+    directory = settings.models.directory
+    models = load_catalogue().values()
+    return [model.name for model in models if model.role == "llm" and is_present(model, directory)]
+
+
+async def _create_llm(settings: Settings, name: str) -> ChatModel:
+    """The language model of that name, not yet loaded.
+
+    Raises:
+        ModelFileError: it is not in the catalogue, or its file is missing or wrong.
+    """
+    model = _find(load_catalogue(), "llm.model", name, "llm")
+    reading = ModelThread("load")  # a file that was not verified before is read whole
+    try:
+        path = await reading.run(lambda _: require(model, settings.models.directory))
+    finally:
+        await reading.close()
+    return llm.create(settings.llm, model, path)
+
+
 @asynccontextmanager
 async def open_models(settings: Settings) -> AsyncIterator[Models]:
     """The three models, loaded side by side and warmed; freed at the end.
@@ -161,7 +185,11 @@ async def open_models(settings: Settings) -> AsyncIterator[Models]:
     async with AsyncExitStack() as stack:
         models = Models(
             stt.create(settings.stt, chosen.stt, paths["stt"]),
-            llm.create(settings.llm, chosen.llm, paths["llm"]),
+            SwitchableModel(
+                partial(_create_llm, settings),
+                chosen.llm.name,
+                llm.create(settings.llm, chosen.llm, paths["llm"]),
+            ),
             tts.create(settings.tts, chosen.tts, paths["tts"], voices),
         )
         roles: dict[str, AnyModel] = {"stt": models.stt, "llm": models.llm, "tts": models.tts}
@@ -414,6 +442,8 @@ class June:
             explanation=self._leases.explanation,
             on_outbox=self._delivery.wake,
             models=self._descriptions,
+            llm=lambda: self._models.llm if self._models is not None else None,
+            present_llms=partial(_present_llms, self._settings),
         )
 
     def _descriptions(self) -> Sequence[ModelDescription]:

@@ -3,6 +3,7 @@
     JuneError
     ├── SettingsError                a wrong key, type or value in the settings
     ├── ModelFileError               a model file cannot be had, or is not what the catalogue says
+    ├── ModelChangeError             the language model cannot be exchanged in that way now
     ├── StoreError                   the file of messages cannot be used
     ├── QueueError(code)             a message does not allow what a program asks for
     ├── ApiError(status)             june's own API refuses what a command asks for, or is out of reach
@@ -69,6 +70,10 @@ class SettingsError(JuneError):
 
 class ModelFileError(JuneError):
     """A model's file is missing, cannot be downloaded, or does not have the catalogue's sha256."""
+
+
+class ModelChangeError(JuneError):
+    """The language model cannot be loaded, unloaded or replaced now; one sentence for the owner."""
 
 
 class StoreError(JuneError):

@@ -286,7 +286,7 @@ async def watched_loop(limit_s: float) -> AsyncIterator[None]:
 
     When the loop has stood still for the time, the stacks of all threads go to standard error: that of the
     main thread names the line that blocks. When it has for twice the time, the process ends with
-    `STANDSTILL_STATUS`, so that whoever started june starts her again; so it does not when the whole process
+    `STANDSTILL_STATUS`, so that whoever started june starts it again; so it does not when the whole process
     was halted meanwhile. Code that keeps Python's own lock, such as a search with a bad regular expression,
     keeps the watchdog from looking too: after four times the time the stacks are shown all the same, and the
     process ends with status 1.

@@ -12,7 +12,7 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
 from ipaddress import ip_address
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 from uuid import uuid4
 
@@ -32,6 +32,7 @@ MAX_PAUSE_S = 10.0
 GIVE_UP_S = 600.0
 PASSING = (0, HTTPStatus.SERVICE_UNAVAILABLE)
 """Statuses of a june that is being started again, or has too much to do."""
+MESSAGES, MODELS = "/v1/messages", "/v1/models"
 FINAL = ("RESPONDED", "TIMEOUT", "ERROR")
 
 Json = dict[str, Any]
@@ -79,6 +80,22 @@ class ApiClient:
             ApiError: june refuses, or is out of reach.
         """
         return await self._request("POST", path, body, headers={"Idempotency-Key": key or uuid4().hex})
+
+    async def models(self) -> Json:
+        """Which models june has, and which language models it could have.
+
+        Raises:
+            ApiError: june is out of reach.
+        """
+        return await self._request("GET", "", below=MODELS) or {}
+
+    async def change_model(self, change: Literal["load", "unload", "switch"], body: Json) -> Json:
+        """What `models` gives, once june has begun to change its language model.
+
+        Raises:
+            ApiError: june refuses, or is out of reach.
+        """
+        return await self._request("POST", f"/{change}", body, below=MODELS) or {}
 
     async def claim(self, wanted: Json, *, wait_s: float = 0.0) -> Json | None:
         """The oldest message that waits and is wanted, as soon as there is one; None: none came in time.
@@ -186,12 +203,13 @@ class ApiClient:
         *,
         query: Mapping[str, str] | None = None,
         headers: Mapping[str, str] | None = None,
+        below: str = MESSAGES,
     ) -> Json | None:
         for _ in range(TRIES):
             try:
                 async with self._session.request(
                     method,
-                    f"{self._url}/v1/messages{path}",
+                    f"{self._url}{below}{path}",
                     json=body,
                     params=query,
                     headers=headers,

@@ -6,7 +6,7 @@ from http import HTTPStatus
 
 from aiohttp import web
 
-from june.errors import DeliveryError, QueueError, QueueRefusal, StageError, StoreError
+from june.errors import DeliveryError, ModelChangeError, QueueError, QueueRefusal, StageError, StoreError
 from june.telemetry import errors_total, log, where
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -64,6 +64,8 @@ def _explained(request: web.Request, error: Exception) -> tuple[HTTPStatus, str]
     match error:
         case QueueError():
             return STATUSES[error.code], str(error)
+        case ModelChangeError():
+            return HTTPStatus.CONFLICT, str(error)
         case DeliveryError():
             return HTTPStatus.SERVICE_UNAVAILABLE, "The chat app is out of reach: please try again."
         case StoreError() | StageError():  # a StageError: too many wait for the store

@@ -106,6 +106,16 @@ class NoQuery(Checked):
     """No query at all."""
 
 
+class NoFields(Checked):
+    """A body without fields: `{}`."""
+
+
+class ModelName(Checked):
+    """`POST /v1/models/load` and `switch`."""
+
+    name: Address
+
+
 class Send(Checked):
     """`POST /v1/messages`."""
 

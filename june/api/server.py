@@ -11,6 +11,7 @@ from june.api.access import check_exposure, guard
 from june.api.claims import Claims
 from june.api.events import Events
 from june.api.messages import Messages
+from june.api.models import ModelChanges
 from june.api.monitoring import Monitoring
 from june.api.problems import problems
 from june.api.requests import MAX_BODY_BYTES
@@ -28,7 +29,13 @@ SHUTDOWN_S = 1.0
 
 def routes(services: Services) -> list[web.RouteDef]:
     """Every endpoint that `openapi.yaml` describes."""
-    parts = (Messages(services), Claims(services), Events(services), Monitoring(services))
+    parts = (
+        Messages(services),
+        Claims(services),
+        Events(services),
+        ModelChanges(services),
+        Monitoring(services),
+    )
     return [route for part in parts for route in part.routes()]
 
 

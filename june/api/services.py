@@ -10,6 +10,7 @@ from aiohttp import web
 from june.api.requests import timestamp
 from june.chat import AdapterHealth
 from june.chat.addresses import Address
+from june.llm.switching import SwitchableModel
 from june.messages import ModelDescription, Platform
 from june.settings import QueueSettings
 from june.store import Explain, Message, Store
@@ -43,6 +44,8 @@ class Services:
         explanation: how the owner is told of a message that is given up.
         on_outbox: called when there is something to send.
         models: the models that are warm; none before all are.
+        llm: the language model; None before it is warm.
+        present_llms: names of the language models whose files are here.
         closing: set when june ends: whoever waits for something is answered then.
     """
 
@@ -53,6 +56,8 @@ class Services:
     explanation: Callable[[], Awaitable[Explain]]
     on_outbox: Callable[[], None]
     models: Callable[[], Sequence[ModelDescription]]
+    llm: Callable[[], SwitchableModel | None] = lambda: None
+    present_llms: Callable[[], Sequence[str]] = tuple
     closing: asyncio.Event = field(default_factory=asyncio.Event)
 
 

@@ -182,7 +182,7 @@ async def _voice(
     questions = load_questions()
     async with composition.open_models(settings) as models:
         ready_s = report.process_age_s()
-        stt, llm, tts = models.stt, models.llm, models.tts
+        stt, llm, tts = models.stt, models.llm.backend, models.tts
         if not (isinstance(stt, FasterWhisper) and isinstance(llm, LlamaCpp) and isinstance(tts, Piper)):
             raise JuneError("bench voice knows the bare calls of faster_whisper, llama_cpp and piper only.")
         model = PacedModel(tokens, paced) if paced else FixedLength(llm, tokens)

@@ -1,9 +1,11 @@
-"""`python -m june models`: what can be had, what is here, and is it what it should be."""
+"""`python -m june models`: what can be had, what is here and right, and what a running june has loaded."""
 
+import asyncio
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -17,7 +19,9 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from june.api.client import open_client
 from june.app import choose_models, choose_set
+from june.commands.terminal import Json, SettingsFile
 from june.errors import JuneError, ModelFileError
 from june.models import Catalogue, Model, find_faults, is_present, load_catalogue
 from june.settings import Settings, load_settings
@@ -25,8 +29,10 @@ from june.settings import Settings, load_settings
 if TYPE_CHECKING:
     from june.models import pull as downloads
 
-app = typer.Typer(help="List, pull and verify models.", no_args_is_help=True)
-SettingsFile = Annotated[Path | None, typer.Option("--settings", help="Settings file.")]
+app = typer.Typer(help="List, pull, verify and exchange models.", no_args_is_help=True)
+Name = Annotated[str, typer.Argument(help="Of a language model that is here.")]
+
+LOOK_EVERY_S = 0.5
 
 
 @app.command("list")
@@ -107,6 +113,68 @@ def verify(
         console.print(f"There is no model in {directory}; run: python -m june models pull starter")
     if not (models and all_right):
         raise typer.Exit(1)
+
+
+@app.command()
+def status(*, as_json: Json = False, settings_file: SettingsFile = None) -> None:
+    """Show the models of the june that runs, and the language models that it could have."""
+    found = asyncio.run(_ask(settings_file))
+    if as_json:
+        print(json.dumps(found))
+        return
+    console = _console()
+    llm = found["llm"] or {"name": "", "state": "not loaded yet", "answers": 0, "error": ""}
+    for model in found["loaded"]:
+        state = llm["state"] if model["name"] == llm["name"] else "loaded"
+        console.print(f"{model['name']}: {state} ({model['backend']}, {model['device']})")
+    console.print(f"answers being written: {llm['answers']}")
+    if llm["error"]:
+        console.print(f"the last change failed: {llm['error']}")
+    console.print(f"language models here: {', '.join(found['present']) or 'none'}")
+
+
+@app.command()
+def load(name: Name, *, settings_file: SettingsFile = None) -> None:
+    """Load a language model into the june that runs, where none is loaded."""
+    _change(settings_file, "load", {"name": name})
+
+
+@app.command()
+def unload(*, settings_file: SettingsFile = None) -> None:
+    """Free the language model of the june that runs, once its answers are written."""
+    _change(settings_file, "unload", {})
+
+
+@app.command()
+def switch(name: Name, *, settings_file: SettingsFile = None) -> None:
+    """Replace the language model of the june that runs, once its answers are written."""
+    _change(settings_file, "switch", {"name": name})
+
+
+def _change(
+    settings_file: Path | None, change: Literal["load", "unload", "switch"], body: dict[str, str]
+) -> None:
+    """Have a change made, and wait until it is; exit status 1 if it failed."""
+    llm = asyncio.run(_ask(settings_file, change, body))["llm"]
+    print(f"{llm['name']}: {llm['state']}")
+    if llm["error"]:
+        raise JuneError(f"The language model was not changed: {llm['error']}")
+
+
+async def _ask(
+    settings_file: Path | None,
+    change: Literal["load", "unload", "switch"] | None = None,
+    body: dict[str, str] | None = None,
+) -> dict[str, Any]:
+    """What june says of its models, after a change if there is one to make."""
+    async with open_client(load_settings(settings_file).api) as june:
+        if change is None:
+            return await june.models()
+        found = await june.change_model(change, body or {})
+        while found["llm"]["changing"]:
+            await asyncio.sleep(LOOK_EVERY_S)
+            found = await june.models()
+        return found
 
 
 def _find(names: list[str], catalogue: Catalogue, settings: Settings, console: Console) -> list[Model]:

@@ -118,7 +118,12 @@ class VoicePipeline:
         self._llm = llm
         self._tts = tts
         self._codec = ModelThread("decode")
-        self.overlap = choose_overlap(settings.reply.overlap, llm.describe().device, cores)
+        self._cores = cores
+
+    @property
+    def overlap(self) -> bool:
+        """Whether to speak while the model still writes; another model may compute elsewhere."""
+        return choose_overlap(self._settings.reply.overlap, self._llm.describe().device, self._cores)
 
     async def close(self) -> None:
         """End the codec's thread."""

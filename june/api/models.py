@@ -1,0 +1,66 @@
+"""`/v1/models`: which language model june thinks with, and exchanging it."""
+
+from dataclasses import asdict
+from http import HTTPStatus
+
+from aiohttp import web
+
+from june.api.problems import ProblemError
+from june.api.requests import ModelName, NoFields, read_body
+from june.api.services import Services
+from june.llm.switching import SwitchableModel
+
+
+class ModelChanges:
+    """Its handlers. A change is begun, and goes on when the request has been answered."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    def routes(self) -> list[web.RouteDef]:
+        """Where they stand."""
+        return [
+            web.get("/v1/models", self._show),
+            web.post("/v1/models/load", self._load),
+            web.post("/v1/models/unload", self._unload),
+            web.post("/v1/models/switch", self._switch),
+        ]
+
+    async def _show(self, _: web.Request) -> web.Response:
+        return self._answer()
+
+    async def _load(self, request: web.Request) -> web.Response:
+        name = await self._name(request)
+        self._llm().begin_load(name)
+        return self._answer(HTTPStatus.ACCEPTED)
+
+    async def _unload(self, request: web.Request) -> web.Response:
+        await read_body(request, NoFields)
+        self._llm().begin_unload()
+        return self._answer(HTTPStatus.ACCEPTED)
+
+    async def _switch(self, request: web.Request) -> web.Response:
+        name = await self._name(request)
+        self._llm().begin_switch(name)
+        return self._answer(HTTPStatus.ACCEPTED)
+
+    async def _name(self, request: web.Request) -> str:
+        name = (await read_body(request, ModelName)).name
+        if name not in self._services.present_llms():
+            raise ProblemError(HTTPStatus.NOT_FOUND, "There is no such language model here; pull it first.")
+        return name
+
+    def _llm(self) -> SwitchableModel:
+        llm = self._services.llm()
+        if llm is None:
+            raise ProblemError(HTTPStatus.SERVICE_UNAVAILABLE, "The models are not loaded yet.")
+        return llm
+
+    def _answer(self, status: HTTPStatus = HTTPStatus.OK) -> web.Response:
+        llm = self._services.llm()
+        body = {
+            "llm": None if llm is None else asdict(llm.status()),
+            "loaded": [asdict(description) for description in self._services.models()],
+            "present": list(self._services.present_llms()),
+        }
+        return web.json_response(body, status=status)

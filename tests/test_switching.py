@@ -1,0 +1,208 @@
+"""Promises of exchanging the language model while june runs."""
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from june.errors import GenerationError, ModelChangeError, ModelFileError, ModelLoadError
+from june.llm import ChatModel
+from june.llm.llama_cpp import LlamaCpp
+from june.llm.switching import SwitchableModel
+from june.messages import ChatMessage, ChatRequest, ModelDescription, Sampling
+from june.settings import Settings
+from tests.conftest import CATALOGUE, LLM
+from tests.fakes import FakeLlm
+from tests.program import running, write_settings
+from tests.telegram_server import ALICE, TelegramServer
+
+QUESTION = ChatRequest((ChatMessage("user", "Hello"),), Sampling(temperature=0), max_tokens=5)
+
+
+@dataclass
+class NamedLlm(FakeLlm):
+    """A fake that notes when it is loaded and freed, and may fail to load."""
+
+    name: str = ""
+    events: list[str] = field(default_factory=list)
+    fails: bool = False
+
+    async def load(self) -> None:
+        """Load, or not."""
+        if self.fails:
+            raise ModelLoadError(f"There is no room for {self.name}.")
+        self.events.append(f"load {self.name}")
+
+    async def close(self) -> None:
+        """Free it."""
+        self.events.append(f"free {self.name}")
+
+    def describe(self) -> ModelDescription:
+        """Its name."""
+        return ModelDescription(self.name, "fake", "cpu", {})
+
+
+@dataclass
+class Shelf:
+    """The models that there are."""
+
+    events: list[str] = field(default_factory=list)
+    broken: set[str] = field(default_factory=set)
+    missing: set[str] = field(default_factory=set)
+
+    async def create(self, name: str) -> NamedLlm:
+        """The model of that name, not yet loaded."""
+        if name in self.missing:
+            raise ModelFileError(f"{name} is not here.")
+        return NamedLlm(name=name, pieces=(name, "!"), events=self.events, fails=name in self.broken)
+
+
+@asynccontextmanager
+async def loaded(shelf: Shelf, name: str = "small") -> AsyncIterator[SwitchableModel]:
+    model = SwitchableModel(shelf.create, name, await shelf.create(name))
+    await model.load()
+    await model.warm_up()
+    try:
+        yield model
+    finally:
+        await model.close()
+
+
+async def answer(model: ChatModel) -> str:
+    return "".join([delta.text async for delta in model.stream(QUESTION)])
+
+
+async def until(reached: Callable[[], bool]) -> None:
+    """Return when a status is reached."""
+    async with asyncio.timeout(60):
+        while not reached():  # noqa: ASYNC110 - a status is looked at, and sets no event
+            await asyncio.sleep(0)
+
+
+async def settled(model: SwitchableModel) -> None:
+    """Return when no change is going on."""
+    await until(lambda: not model.status().changing)
+
+
+async def test_what_was_begun_ends_on_the_old_model_and_what_comes_meanwhile_waits_for_the_new() -> None:
+    shelf = Shelf()
+    async with loaded(shelf) as model:
+        async with aclosing(model.stream(QUESTION)) as begun:
+            first = await anext(begun)
+            model.begin_switch("large")
+            coming = asyncio.create_task(answer(model))
+            await until(lambda: model.status().state == "finishing")
+            assert (first.text, (await anext(begun)).text) == ("small", "!")
+            assert shelf.events == ["load small"]
+        assert await coming == "large!"
+        assert shelf.events == ["load small", "free small", "load large"]
+        assert model.status().name == "large"
+    assert shelf.events[3:] == ["free large"]
+
+
+@pytest.mark.parametrize("fault", ["broken", "missing"])
+async def test_a_model_that_cannot_be_had_leaves_the_old_one_at_work(fault: str) -> None:
+    shelf = Shelf()
+    async with loaded(shelf) as model:
+        getattr(shelf, fault).add("large")
+        model.begin_switch("large")
+        await settled(model)
+        assert "large" in model.status().error
+        assert (model.status().name, model.status().state) == ("small", "loaded")
+        assert await answer(model) == "small!"
+        model.begin_switch("other")
+        await settled(model)
+        assert (model.status().name, model.status().error) == ("other", "")
+
+
+async def test_without_a_model_an_answer_is_refused_until_one_is_loaded() -> None:
+    shelf = Shelf()
+    async with loaded(shelf) as model:
+        model.begin_unload()
+        await settled(model)
+        with pytest.raises(GenerationError) as refusal:
+            await answer(model)
+        assert refusal.value.code == "model_unavailable"
+        model.begin_load("large")
+        await settled(model)
+        assert await answer(model) == "large!"
+    assert shelf.events == ["load small", "free small", "load large", "free large"]
+
+
+async def test_nothing_is_loaded_twice_and_one_change_goes_on_at_a_time() -> None:
+    shelf = Shelf()
+    async with loaded(shelf) as model:
+        model.begin_load("small")
+        model.begin_switch("small")
+        assert not model.status().changing
+        with pytest.raises(ModelChangeError, match="switch replaces it"):
+            model.begin_load("large")
+        model.begin_switch("large")
+        for change in (model.begin_unload, lambda: model.begin_switch("other")):
+            with pytest.raises(ModelChangeError, match="going on"):
+                change()
+        await settled(model)
+    assert shelf.events == ["load small", "free small", "load large", "free large"]
+
+
+async def test_llama_cpp_is_replaced_under_load(settings: Settings, model_paths: dict[str, Path]) -> None:
+    async def create(name: str) -> LlamaCpp:
+        entry = CATALOGUE[LLM].model_copy(update={"name": name})
+        return LlamaCpp(settings.llm, entry, model_paths[LLM])
+
+    model = SwitchableModel(create, "first", await create("first"))
+    await model.load()
+    await model.warm_up()
+    try:
+        answers = [asyncio.create_task(answer(model)) for _ in range(4)]
+        await asyncio.sleep(0)
+        model.begin_switch("second")
+        answers += [asyncio.create_task(answer(model)) for _ in range(4)]
+        assert all(await asyncio.gather(*answers))
+        await settled(model)
+        assert (model.status().name, model.status().error) == ("second", "")
+    finally:
+        await model.close()
+
+
+async def models_command(file: Path, port: int, *arguments: str) -> tuple[int, str]:
+    """Exit status, and what was printed on either output."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "june", "models", *arguments, "--settings", str(file)),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        env=os.environ | {"JUNE_API__PORT": str(port)},
+    )
+    output, _ = await process.communicate()
+    return int(process.returncode or 0), output.decode()
+
+
+async def test_the_model_of_a_running_june_is_unloaded_and_loaded_by_command(tmp_path: Path) -> None:
+    async with TelegramServer() as server:
+        file = write_settings(
+            tmp_path,
+            telegram={"token": server.token, "api_base": server.base_url},
+            access={"owners": [f"telegram:{ALICE}"]},
+            reply={"mode": "text", "stream_text": False},
+        )
+        async with running(file) as june:
+            port = int((await june.logged("api.listening"))["port"])
+            await june.logged("june.ready")
+            status, output = await models_command(file, port, "switch", "qwen3-8b")
+            assert (status, "pull it first" in output) == (2, True)
+            assert await models_command(file, port, "unload") == (0, f"{LLM}: unloaded\n")
+            server.push("Hello?")
+            refused = await server.wait_for(lambda call: call.method == "sendMessage")
+            assert refused.text == "One of my models is not available at the moment."
+            assert await models_command(file, port, "load", LLM) == (0, f"{LLM}: loaded\n")
+            status, output = await models_command(file, port, "status", "--json")
+            assert (status, json.loads(output)["llm"]["state"]) == (0, "loaded")
+            server.push("What is the sky?")
+            await june.logged("turn.finished")
+            assert await june.terminate() == 0
