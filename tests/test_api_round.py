@@ -5,8 +5,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+from june.audio import decode
+from june.bench.voice import Question, wrong_words
 from june.chat.formatting import visible_telegram
-from tests.api_client import read_events, talking_to
+from june.settings import Settings
+from june.stt.faster_whisper import FasterWhisper
+from tests.api_client import Client, read_events, talking_to
 from tests.program import Program, running, write_settings
 from tests.telegram_server import ALICE, TelegramServer
 
@@ -14,7 +18,7 @@ BERT = 1002
 TOKEN = "a-token-of-the-owners"  # noqa: S105 - of this test
 
 
-def settings(folder: Path, server: TelegramServer, **sections: Any) -> Path:
+def settings_of(folder: Path, server: TelegramServer, **sections: Any) -> Path:
     return write_settings(
         folder,
         telegram={"token": server.token, "api_base": server.base_url},
@@ -47,7 +51,7 @@ async def curl(port: int, method: str, path: str, body: Any = None, *options: st
 
 async def test_curl_does_the_whole_round_while_the_models_are_loading(tmp_path: Path) -> None:
     async with TelegramServer() as server:
-        file = settings(tmp_path, server, routes={"owner": "queue"}, api={"port": 0, "token": TOKEN})
+        file = settings_of(tmp_path, server, routes={"owner": "queue"}, api={"port": 0, "token": TOKEN})
         async with running(file) as june:
             port = await port_of(june)
             bearer = ("-H", f"Authorization: Bearer {TOKEN}")
@@ -67,3 +71,82 @@ async def test_curl_does_the_whole_round_while_the_models_are_loading(tmp_path: 
             assert await june.terminate() == 0
         assert TOKEN not in june.output
         assert "Nothing" not in june.output
+
+
+async def test_a_program_asks_and_hears_and_people_are_forwarded_with_the_real_models(
+    tmp_path: Path, settings: Settings, stt: FasterWhisper, questions: tuple[Question, ...]
+) -> None:
+    async with TelegramServer() as server:
+        file = settings_of(tmp_path, server, routes={"owner": "queue", "allowed": "forward"})
+        async with running(file) as june:
+            async with talking_to(await port_of(june)) as client:
+                await asks(server, client, stt, settings)
+                await hears(server, client, stt, settings, questions[0])
+                await forwards(server, client, questions[1])
+            assert await june.terminate() == 0
+        assert "yellow" not in june.output
+
+
+async def asks(server: TelegramServer, client: Client, stt: FasterWhisper, settings: Settings) -> None:
+    """A question is written, spoken, and answered by Telegram's reply to it."""
+    body = {
+        "to": "owner",
+        "text": "Shall I paint the door yellow?",
+        "kind": "clarification",
+        "voice": True,
+        "wait_for_reply": True,
+    }
+    asked = await client.post("/v1/messages", body)
+    assert asked.status == 202
+    shown = await server.wait_for(says("❓ Question\n\nShall I paint the door yellow?"))
+    bubble = await server.wait_for(lambda call: call.ok and call.method == "sendVoice", timeout_s=60)
+    heard = await stt.transcribe(decode(bubble.voice, settings.audio))
+    assert wrong_words("Shall I paint the door yellow?", heard.text) <= 2
+    waiting = asyncio.create_task(client.get(f"/v1/messages/{asked.body['id']}/reply?wait_s=60"))
+    server.push("Yes, yellow", reply_to=shown.message_id)
+    reply = (await waiting).body
+    assert (reply["status"], reply["reply"]["text"]) == ("RESPONDED", "Yes, yellow")
+    await client.call("PUT", f"/v1/messages/{asked.body['id']}", {"text": "It is painted."})
+    edit = await server.wait_for(lambda call: call.ok and call.method == "editMessageText")
+    assert (edit.message_id, visible_telegram(edit.text)) == (
+        shown.message_id,
+        "❓ Question\n\nIt is painted.",
+    )
+
+
+async def hears(
+    server: TelegramServer, client: Client, stt: FasterWhisper, settings: Settings, question: Question
+) -> None:
+    """A voice note comes with its transcript and its recording."""
+    server.push_file("voice", question.audio)
+    async with asyncio.timeout(60):
+        while (claimed := await client.post("/v1/messages/claim", {})).status == 204:
+            await read_events(client, 1)
+    message = claimed.body
+    assert (message["kind"], message["has_audio"]) == ("voice", True)
+    assert wrong_words(question.text, message["text"]) <= 3
+    audio = await client.get(f"/v1/messages/{message['id']}/audio")
+    assert audio.content_type == "audio/ogg"
+    again = await stt.transcribe(decode(audio.body, settings.audio))
+    assert wrong_words(question.text, again.text) <= 3
+    await client.post(f"/v1/messages/{message['id']}/respond", {"text": "I see."})
+    await server.wait_for(says("I see."))
+
+
+async def forwards(server: TelegramServer, client: Client, question: Question) -> None:
+    """What someone else says comes to the owner with their name, and the owner's reply goes back."""
+    asked = server.push_file("voice", question.audio, user=BERT)
+    passed_on = await server.wait_for(
+        lambda call: (
+            call.ok and call.method == "sendMessage" and call.chat == ALICE and "Person" in call.text
+        ),
+        timeout_s=60,
+    )
+    heading, _, words = visible_telegram(passed_on.text).partition("\n\n")
+    assert heading == f"✉️ Person {BERT} (telegram:{BERT})"
+    assert wrong_words(question.text, words) <= 3
+    server.push("Tell you *later*", reply_to=passed_on.message_id)
+    returned = await server.wait_for(says("Tell you *later*"))
+    assert (returned.chat, returned.reply_to) == (BERT, asked)
+    (message,) = (await client.get(f"/v1/messages?user=telegram:{BERT}&direction=in")).body["messages"]
+    assert message["status"] == "RESPONDED"

@@ -1,5 +1,6 @@
 """The bench: its arithmetic, its stand-in model, and one whole run of the command."""
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -258,3 +259,17 @@ def test_without_matplotlib_there_is_a_sentence_and_no_plot(
 
 async def test_memory_is_faster_than_a_disk_and_slower_than_a_cache() -> None:
     assert 5e8 < await memory_bandwidth_bytes_per_s(threads=2) < 2e12
+
+
+async def test_bench_queue_measures_a_queue_over_http_and_its_last_line_is_json(settings_file: Path) -> None:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "june", "bench", "queue", "--messages", "1000", "--requests", "10"),
+        *("--settings", str(settings_file)),
+        stdout=asyncio.subprocess.PIPE,
+        cwd=PROJECT_ROOT,
+    )
+    output, _ = await process.communicate()
+    assert process.returncode == 0
+    figures = json.loads(output.splitlines()[-1])
+    assert figures["claimed_by_two_clients"] == [10, 10]
+    assert all(row["p50_s"] <= row["p95_s"] for row in figures["stages"].values())
