@@ -772,6 +772,15 @@ async def test_a_message_is_edited_and_deleted(
     assert refused.value.reason == "gone"
 
 
+async def test_a_person_is_reached_in_a_private_chat_that_is_opened(
+    server: DiscordServer, adapter: WatchedDiscord
+) -> None:
+    chat = await adapter.private_chat("discord:4242")
+    await adapter.send_text(chat, "hello")
+    sent = await server.sent_where(lambda sent: sent.content == "hello")
+    assert chat == f"discord:{sent.channel_id}" != "discord:4242"
+
+
 async def test_working_is_shown_as_typing_and_drafts_are_unknown(
     server: DiscordServer, adapter: WatchedDiscord, chat: str
 ) -> None:
