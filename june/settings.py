@@ -149,6 +149,8 @@ class LlmSettings(Section):
     """CPU threads; 0: one for each core."""
     gpu_layers: int = Field(default=-1, ge=-1)
     """Layers computed on the GPU; -1: all."""
+    gpu_partial: bool = False
+    """Allow that a part of the layers stays on the CPU."""
     gpu_only_above_b: float = Field(default=8.0, gt=0)
     """A model with more billion parameters than this never loads on the CPU."""
     kv_type: Literal["f16", "q8_0", "q4_0"] = "f16"

@@ -170,14 +170,18 @@ async def test_a_shared_system_prompt_is_as_good_as_an_own_copy(
 ) -> None:
     def work(engine: Forced) -> tuple[int, float, float]:
         mine = asks("fox")
+        before = asks("cow", max_tokens=1)  # reads the system prompt first, so that batches are the same
         clean(engine)
         alone = logits_of(engine, "fox", mine)
         allowed = batch_sizes_differ(engine, mine, alone)
         clean(engine)
-        run(engine, asks("cow", max_tokens=1))
+        run(engine, replace(before, conversation="fox"))
+        own = logits_of(engine, "fox", mine)
+        clean(engine)
+        run(engine, before)
         reused = engine.stats().prompt_tokens_reused
         shared = logits_of(engine, "fox", mine)
-        return engine.stats().prompt_tokens_reused - reused, difference(alone, shared), allowed
+        return engine.stats().prompt_tokens_reused - reused, difference(own, shared), allowed
 
     cached, shared, allowed = await with_engine(Forced, single_thread, model_paths[LLM], work)
     assert cached > 60
@@ -228,12 +232,12 @@ def churn(engine: Engine, requests: int) -> EngineStats:
         for listener, emoji in [*open_ones.items()]:
             if listener.has_ended:
                 assert listener.error is None
-                assert set(listener.text) <= {emoji, " ", "\n"}
+                assert not set(listener.text) & (set(emojis) - {emoji})
                 assert listener.stop.is_set() or listener.usage is not None
                 cancelled += listener.stop.is_set()
                 finished += listener.usage is not None
                 del open_ones[listener]
-        if begun == requests // 2 and not warm_bytes:
+        if begun >= requests // 2 and not warm_bytes:
             warm_bytes = resident_bytes()
     assert finished + cancelled >= requests
     assert cancelled > requests // 5

@@ -13,7 +13,7 @@ import pytest
 
 from june.errors import GenerationError, ModelLoadError
 from june.hardware import Gpu
-from june.llm import kv_budget_tokens
+from june.llm import CPU_WORKSPACE_BYTES, capacity, kv_budget_tokens, layers_to_offload, require_memory
 from june.llm.llama_cpp import LlamaCpp
 from june.llm.llama_cpp import answer as answers
 from june.llm.llama_cpp.engine import Engine
@@ -479,6 +479,74 @@ def test_the_cache_is_one_context_on_the_cpu_and_what_a_gpu_has_room_for() -> No
     assert kv_budget_tokens(model, asked, (), offloaded=False) == 5_000
     too_few = llm_settings.model_copy(update={"kv_tokens": 500})
     assert kv_budget_tokens(model, too_few, (), offloaded=False) == 1_000
+
+
+def test_a_model_that_does_not_fit_is_refused_before_it_is_read() -> None:
+    model = CATALOGUE[LLM]
+    needed_bytes = model.size_bytes + llm_gpu_bytes(model, 4096, "f16") - llm_gpu_bytes(model, 0, "f16")
+    needed_bytes += CPU_WORKSPACE_BYTES
+
+    def load(free_bytes: int, gpus: tuple[Gpu, ...] = (), layers: int = -1) -> None:
+        require_memory(
+            model,
+            LlmSettings(gpu_layers=layers),
+            gpus,
+            4096,
+            offloaded=bool(gpus),
+            available_bytes=free_bytes,
+        )
+
+    load(needed_bytes)
+    with pytest.raises(ModelLoadError, match=r"needs 0\.3 GB .* cache of 4,096 tokens.* 0\.3 GB of memory"):
+        load(needed_bytes - 1)
+    load(0, (gpu(0), gpu(24)))
+    with pytest.raises(ModelLoadError, match=r"needs 1\.2 GB .*; 0\.3 GB are free on RTX"):
+        load(10**12, (gpu(0.3),))
+    load(0, (gpu(0.3),), layers=3)
+
+
+def test_a_model_goes_to_the_gpu_whole_or_not_at_all_unless_allowed() -> None:
+    def offload(wanted: int, *, partial: bool = False) -> int:
+        return layers_to_offload(LlmSettings(gpu_layers=wanted, gpu_partial=partial), 31)
+
+    assert (offload(-1), offload(0), offload(31), offload(99)) == (31, 0, 31, 31)
+    assert offload(20, partial=True) == 20
+    with pytest.raises(ModelLoadError, match=r"leaves 11 of 31 layers on the CPU.*llm\.gpu_partial"):
+        offload(20)
+
+
+def test_what_the_cache_holds_is_said_in_words() -> None:
+    model = CATALOGUE[LLM]
+    assert capacity(model, 4096, LlmSettings(slots=1)) == "1 conversation of 4,096 tokens, 0.09 GB of KV"
+    several = "2 conversations of 4,096 tokens or 8 of 1,024, 0.19 GB of KV"
+    assert capacity(model, 8192, LlmSettings()) == several
+    assert capacity(model, 99_999, LlmSettings()).startswith("8 conversations of 4,096 tokens, ")
+
+
+async def test_a_loaded_model_tells_its_layers_and_what_its_cache_holds(llm: LlamaCpp) -> None:
+    details = llm.describe().details
+    assert (details["layers"], details["gpu_layers"]) == (31, 0)
+    assert details["capacity"] == "1 conversation of 4,096 tokens or 8 of 512, 0.09 GB of KV"
+
+
+async def test_the_engine_counts_what_it_does(llm: LlamaCpp) -> None:
+    before = llm.stats()
+    written = await answer(llm, asks(STORY, max_tokens=7, ignore_eos=True))
+    async with aclosing(llm.stream(asks(STORY, max_tokens=120, ignore_eos=True))) as deltas:
+        await anext(deltas)
+    await answer(llm, asks(ECHO, max_tokens=1))
+    after = llm.stats()
+    assert after.completion_tokens - before.completion_tokens == 8
+    assert after.cancelled - before.cancelled == 1
+    assert after.prompt_tokens_reused > before.prompt_tokens_reused
+    assert after.steps - before.steps >= 8
+    assert 0 < after.step_overhead_share < 1
+    assert (after.running, after.waiting, after.kv_tokens) == (0, 0, 4096)
+    assert written.usage.prompt_tokens <= after.kv_used_tokens <= 4096
+    times = after.recent[-2]
+    assert (times.prompt_tokens, times.completion_tokens) == (written.usage.prompt_tokens, 7)
+    assert 0 <= times.queue_wait_s < times.time_to_first_token_s
+    assert times.tokens_per_second > 0
 
 
 async def test_the_attention_cache_can_be_quantised(settings: Settings, model_paths: dict[str, Path]) -> None:

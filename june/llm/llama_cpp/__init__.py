@@ -21,7 +21,7 @@ with hardware.openmp_bound_to_cores():  # before the package's other modules imp
     import llama_cpp
 
 from june.errors import GenerationError
-from june.llm import kv_budget_tokens, kv_bytes, require_gpu
+from june.llm import capacity, kv_budget_tokens, kv_bytes, require_gpu, require_memory
 from june.llm.llama_cpp.engine import Engine
 from june.llm.meter import EngineStats
 from june.messages import ChatMessage, ChatRequest, Delta, Device, ModelDescription, Sampling
@@ -48,13 +48,23 @@ class LlamaCpp:
         """Read the weights, and serve.
 
         Raises:
-            ModelLoadError: it needs a GPU that is not here, or llama.cpp does not take the file.
+            ModelLoadError: it needs a GPU or memory that is not here, a part of it would stay on the CPU, or
+                llama.cpp does not take the file.
         """
+        assert self._engine is None  # noqa: S101 - nothing is loaded twice
         gpus = hardware.find_gpus()
         supported = gpu_offload_supported()
         require_gpu(self._model, self._settings, gpus, offload_supported=supported)
         offloaded = supported and self._settings.gpu_layers != 0
         kv_tokens = kv_budget_tokens(self._model, self._settings, gpus, offloaded=offloaded)
+        require_memory(
+            self._model,
+            self._settings,
+            gpus,
+            kv_tokens,
+            offloaded=offloaded,
+            available_bytes=hardware.available_memory_bytes(),
+        )
         self._engine = await self._thread.run(
             lambda _: Engine(self._settings, self._model, self._path, kv_tokens, offloaded=offloaded)
         )
@@ -116,6 +126,9 @@ class LlamaCpp:
         device: Device = "cpu"
         if self._engine is not None:
             details["kv_tokens"] = self._engine.kv_tokens
+            details["layers"] = self._engine.layers
+            details["gpu_layers"] = self._engine.gpu_layers
+            details["capacity"] = capacity(self._model, self._engine.kv_tokens, self._settings)
             details["kv_gb"] = round(kv_bytes(self._model, self._engine.kv_tokens, self._settings) / 1e9, 2)
             device = "cuda" if self._engine.offloaded else "cpu"
         return ModelDescription(self._name, "llama_cpp", device, details)

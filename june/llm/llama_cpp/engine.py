@@ -8,6 +8,7 @@ import llama_cpp
 
 from june import hardware
 from june.errors import GenerationError, ModelLoadError
+from june.llm import layers_to_offload
 from june.llm.llama_cpp.answer import Answer, Reader
 from june.llm.llama_cpp.context import DECODE_ABORTED, DECODE_INVALID, DECODED, Context, last_rows, threads_of
 from june.llm.llama_cpp.sampling import Sampler
@@ -28,7 +29,12 @@ ALL_LAYERS = 999
 
 
 class Engine:
-    """One model, and one context that decodes all answers together; used by one thread at a time."""
+    """One model, and one context that decodes all answers together; used by one thread at a time.
+
+    Attributes:
+        layers: how many the model has, the output layer included.
+        gpu_layers: how many of them are on a GPU.
+    """
 
     def __init__(
         self, settings: LlmSettings, model: Model, path: Path, kv_tokens: int, *, offloaded: bool
@@ -48,8 +54,10 @@ class Engine:
         self._model = llama_cpp.llama_model_load_from_file(str(path).encode(), model_params)
         if not self._model:
             raise ModelLoadError(f"Language model {name} cannot be loaded: llama.cpp refuses {path.name}.")
+        self.layers = int(llama_cpp.llama_model_n_layer(self._model)) + 1
         self._vocabulary = Vocabulary(self._model)
         try:
+            self.gpu_layers = layers_to_offload(settings, self.layers) if offloaded else 0
             template = template_of(self._model, name, self._vocabulary)
         except ModelLoadError:
             llama_cpp.llama_model_free(self._model)
