@@ -140,17 +140,16 @@ function player(message, fetchRecording) {
 // A message in its conversation; `update` shows it as it is now.
 export function bubble(message, { fetchRecording }) {
   const place = element("li", { class: `bubble ${message.direction}`, "data-id": message.id });
-  const parts = {};
-  let isShown = "";
+  let listening = null;
+  let shown = null;
   place.update = (now, isRepetition) => {
-    const state = JSON.stringify([now, isRepetition]);
-    if (state === isShown) return;
-    isShown = state;
+    if (now === shown) return;
+    shown = now;
     const body = element("div", { class: "body" });
     if (now.text && !isRepetition) body.append(words(now));
     if (now.has_audio) {
-      parts.player ??= player(now, fetchRecording);
-      body.append(parts.player);
+      listening ??= player(now, fetchRecording);
+      body.append(listening);
     }
     const line = head(now);
     const isPlain = (now.direction === "in" ? ["RESPONDED"] : ["SENT", "RESPONDED"]).includes(now.status);
@@ -170,7 +169,7 @@ export function card(message, { fetchRecording, answer, change }) {
   const problem = element("p", { class: "problem", role: "alert" });
   const actions = element("div", { class: "actions" });
   const place = element("li", { class: "card panel", "data-id": message.id }, top, text, why);
-  let now = message;
+  let now = null;
   let listening = null;
   let form = null;
 
@@ -243,6 +242,7 @@ export function card(message, { fetchRecording, answer, change }) {
 
   place.isBusy = () => form !== null;
   place.update = (message) => {
+    if (now === message) return; // what has the focus keeps it
     now = message;
     const line = head(now);
     line.append(statusPill(now));

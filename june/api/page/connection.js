@@ -64,7 +64,7 @@ export async function recording(id) {
 }
 
 // Follows june's events and connects again when june is gone; returns what ends it.
-// open(isResumed), message(message), missed(): some events are lost; lost(refused): the stream broke.
+// open(): it begins, or goes on; message(message); missed(): some events are lost; lost(refused): it broke.
 export function follow({ open, message, missed, lost }) {
   const ending = new AbortController();
   let lastId = "";
@@ -81,7 +81,7 @@ export function follow({ open, message, missed, lost }) {
     else if (fields.event === "reset") missed();
     else if (fields.id !== undefined) {
       failures = 0;
-      open(lastId !== "");
+      open();
     }
     lastId = fields.id ?? lastId;
   }

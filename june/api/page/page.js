@@ -8,6 +8,7 @@ const PAGE = 100;
 const MOST_MESSAGES = 3000;
 const MOST_CARDS = 200;
 const HEALTH_MS = 15_000;
+const LIST_AGAIN_MS = 5_000;
 
 const TABS = [
   {
@@ -58,11 +59,13 @@ let shownChat = "";
 let shownMost = PAGE;
 let endFollowing = () => {};
 let healthTimer = 0;
+let listTimer = 0;
 let isDrawing = false;
 
 // What june says
 
 function keep(message, isNews) {
+  if (find("desk").hidden) return; // it was locked while june answered
   const known = messages.get(message.id);
   if (known && (isNews ? known.updated_at > message.updated_at : known.updated_at >= message.updated_at)) return;
   messages.set(message.id, message);
@@ -249,9 +252,13 @@ function drawHealth(found) {
 async function checkHealth() {
   clearTimeout(healthTimer);
   try {
-    if (!document.hidden) drawHealth(await health());
+    if (!document.hidden) {
+      const found = await health();
+      if (find("desk").hidden) return;
+      drawHealth(found);
+    }
   } catch (error) {
-    if (error.status === 401) return;
+    if (error.status === 401 || find("desk").hidden) return;
     find("house-problem").textContent = error.message;
     find("house-problem").hidden = false;
   }
@@ -266,12 +273,14 @@ function link(state, text) {
 // Coming and going
 
 async function listAgain() {
+  clearTimeout(listTimer);
   try {
     await list();
     link("up", "live");
   } catch (error) {
-    if (error.status === 401) lock(error.message);
-    else link("down", error.message);
+    if (find("desk").hidden) return;
+    link("down", error.message);
+    listTimer = setTimeout(listAgain, LIST_AGAIN_MS);
   }
 }
 
@@ -281,13 +290,10 @@ function enter(isWithToken) {
   find("lock").hidden = !isWithToken;
   let isListed = false;
   endFollowing = follow({
-    open: async () => {
-      if (isListed) {
-        link("up", "live");
-      } else {
-        await listAgain();
-        isListed = true;
-      }
+    open: () => {
+      if (isListed) link("up", "live");
+      else listAgain();
+      isListed = true;
       checkHealth();
     },
     message: (message) => keep(message, true),
@@ -303,6 +309,7 @@ function enter(isWithToken) {
 function lock(problem = "") {
   endFollowing();
   clearTimeout(healthTimer);
+  clearTimeout(listTimer);
   useToken("");
   messages.clear();
   claims.clear();
