@@ -104,9 +104,11 @@ async def visiting(
     page.on("pageerror", lambda error: visit.faults.append(str(error)))
     page.on("dialog", lambda dialog: visit.faults.append(dialog.message))
     page.on("console", lambda said: visit.faults.append(said.text) if "olicy" in said.text else None)
-    await page.goto(visit.url)
-    yield visit
-    await context.close()
+    try:
+        await page.goto(visit.url)
+        yield visit
+    finally:
+        await context.close()
     assert visit.faults == []
     assert [url for url in visit.requested if not url.startswith((visit.url, f"blob:{visit.url}"))] == []
     assert [url for url in visit.requested if TOKEN in url] == []

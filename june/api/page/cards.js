@@ -202,7 +202,8 @@ export function card(message, { fetchRecording, answer, change }) {
 
   function open() {
     const field = element("textarea", { id: `answer-${now.id}`, rows: "3", dir: "auto", maxlength: "20000" });
-    const spoken = element("input", { type: "checkbox", id: `spoken-${now.id}` });
+    const wasSpoken = now.kind === "voice"; // and is answered likewise, unless its owner says otherwise
+    const spoken = element("input", { type: "checkbox", id: `spoken-${now.id}`, checked: wasSpoken });
     const submit = element("button", { type: "submit", class: "main", text: "Send" });
     const cancel = action("Cancel", "quiet", close);
     const label = element("label", { for: field.id }, "Answer to ", element("bdi", { text: sender(now) }));
