@@ -221,6 +221,7 @@ async def test_june_does_not_answer_what_waits_for_a_program(office: Office) -> 
     assert await office.store.claim(exclude_chats=(), lease_s=60) is None
     (hers,) = await office.arrive("For june", route="assistant")
     await office.client.post("/v1/messages/claim", {})  # in the same chat: june's turn comes all the same
+    assert (await office.client.post("/v1/messages/claim", {})).status == 204
     claimed = await office.store.claim(exclude_chats=(), lease_s=60)
     assert claimed is not None
     assert claimed.id == hers.id
