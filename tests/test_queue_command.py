@@ -33,7 +33,7 @@ async def office(tmp_path: Path) -> AsyncIterator[Office]:
         yield opened
 
 
-async def call(office: Office, *arguments: str, text: str = "", token: str = TOKEN) -> Result:
+async def call(office: Office, *arguments: str, text: str | bytes = "", token: str = TOKEN) -> Result:
     """One command, while the server goes on."""
     command = [*arguments, "--url", f"http://127.0.0.1:{office.port}"]
     env = {"JUNE_API__TOKEN": token, "COLUMNS": "200"}
@@ -153,12 +153,13 @@ async def test_exit_status_1_says_that_there_is_nothing(
             ("list", "--since", "soon"),
             "After --since comes a date such as 2026-11-01, or an age such as 24h.",
         ),
+        (("send", "-"), "Standard input: expected UTF-8 text."),
         (("show", "1", "--field", "colour"), "A message has no field 'colour'; it has attempts, chat, "),
     ],
 )
 async def test_wrong_use_is_one_sentence(office: Office, arguments: tuple[str, ...], sentence: str) -> None:
     await office.arrive("Hello")
-    done = await call(office, *arguments)
+    done = await call(office, *arguments, text=b"caf\xe9")
     assert done.stdout == ""
     assert str(done.exception).startswith(sentence)
 
@@ -242,6 +243,28 @@ async def test_a_watch_misses_nothing_while_june_is_started_again(tmp_path: Path
         assert await seen.get() == "afterwards"
         watching.cancel()
         await asyncio.wait([watching])
+
+
+async def test_an_answer_is_waited_for_while_june_is_started_again(tmp_path: Path) -> None:
+    has_asked = asyncio.Event()
+
+    async def note(*_: object) -> None:
+        has_asked.set()
+
+    trace = TraceConfig()
+    trace.on_request_headers_sent.append(note)
+    async with ClientSession(trace_configs=[trace]) as session:
+        async with Office(tmp_path) as office:
+            port = office.port
+            question = {"to": "owner", "text": "Shall I?", "wait_for_reply": True}
+            asked = (await office.client.post("/v1/messages", question)).body["id"]
+            await office.deliver()
+            june = ApiClient(session, f"http://127.0.0.1:{port}")
+            waiting = asyncio.create_task(june.reply(asked, wait_s=600))
+            await has_asked.wait()
+        async with Office(tmp_path, api=ApiSettings(port=port)) as office:
+            await office.arrive("Yes")
+            assert (await waiting)["reply"]["text"] == "Yes"
 
 
 async def test_what_is_watched_can_be_resumed_behind_an_event(office: Office) -> None:

@@ -303,7 +303,12 @@ async def _pages(june: ApiClient, query: dict[str, str], limit: int) -> list[dic
 
 
 def _text(text: str) -> str:
-    return sys.stdin.read() if text == "-" else text
+    if text != "-":
+        return text
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError:
+        raise JuneError("Standard input: expected UTF-8 text.") from None
 
 
 def _lease(lease: str) -> dict[str, float]:
