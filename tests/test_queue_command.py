@@ -74,7 +74,7 @@ async def test_the_readmes_loop_answers_the_owner_and_asks_before_it_deploys(tmp
         async with running(file) as june:
             port = (await june.logged("api.listening"))["port"]
             loop = await asyncio.create_subprocess_exec(
-                *("sh", "-c", shell_loop()),
+                *("timeout", "120", "sh", "-c", shell_loop()),  # which would go on for ever
                 env={
                     **os.environ,
                     "PATH": f"{tmp_path}:{os.environ['PATH']}",
