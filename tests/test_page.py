@@ -217,6 +217,17 @@ async def test_a_recording_is_played(browser: Browser, office: Office) -> None:
         assert (await player.get_attribute("src") or "").startswith("blob:")
 
 
+@pytest.mark.parametrize("kind", ["voice", "text"])
+async def test_an_answer_is_spoken_as_the_message_was(
+    browser: Browser, office: Office, kind: Literal["voice", "text"]
+) -> None:
+    await office.arrive("Good evening", kind=kind)
+    async with desk(browser, office) as visit:
+        card = visit.card("Good evening")
+        await card.get_by_role("button", name="Answer").click()
+        assert await card.get_by_label("Speak it too").is_checked() == (kind == "voice")
+
+
 async def test_apps_and_models_are_shown_as_they_are(browser: Browser, office: Office) -> None:
     office.app.state = "down"
     async with desk(browser, office) as visit:

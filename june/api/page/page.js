@@ -35,7 +35,7 @@ const TABS = [
     empty: "Nothing failed.",
   },
   {
-    name: "Answered",
+    name: "Done",
     holds: (message) => message.direction === "in" && message.status === "RESPONDED",
     most: 30,
     empty: "Nothing was answered yet.",
