@@ -49,7 +49,7 @@ async def message(office: Office, *arguments: str, text: str = "") -> Any:
 
 def shell_loop() -> str:
     """The loop that the README shows."""
-    section = (PROJECT_ROOT / "README.md").read_text("utf-8").partition("## Programs that talk")[2]
+    section = (PROJECT_ROOT / "README.md").read_text("utf-8").partition("## The owner's queue")[2]
     found = re.search(r"^```sh\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
     assert found is not None
     return found[1]
