@@ -203,8 +203,11 @@ async def test_a_turn_that_june_was_killed_over_goes_on_in_its_trace(
     tmp_path: Path, collector: Collector, questions: tuple[Question, ...]
 ) -> None:
     async with TelegramServer() as server:
-        story = "Tell me a very long story about the sea, and do not end it."
-        file = settings(tmp_path, server, collector.endpoint, llm={"max_tokens": 2_000})
+        story = (
+            "Tell me a story about the sea, the wind and the sand. " * 18
+        )  # read for 2 s, a token at a time
+        slowly = {"prefill_chunk_tokens": 1}
+        file = settings(tmp_path, server, collector.endpoint, llm=slowly)
         async with running(file) as june:
             server.push_file("voice", questions[0].audio, caption=story)
             await collector.named("speech_to_text")

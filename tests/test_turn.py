@@ -416,7 +416,7 @@ async def test_a_turn_cancelled_in_any_stage_leaves_nothing_behind(
         assert turn.cancelled()
         assert asyncio.all_tasks() == tasks
         assert [model.calls_running for model in models.values()] == [0, 0, 0]
-        cancelled = {entry["stage"] for entry in logs if entry.get("outcome") == "cancelled"}
+        cancelled = {entry.get("stage") for entry in logs if entry.get("outcome") == "cancelled"}
         assert where in cancelled
         assert [entry["outcome"] for entry in logs if entry["event"] == "turn.finished"] == ["cancelled"]
         for model in models.values():

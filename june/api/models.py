@@ -53,7 +53,7 @@ class ModelChanges:
     def _llm(self) -> SwitchableModel:
         llm = self._services.llm()
         if llm is None:
-            raise ProblemError(HTTPStatus.SERVICE_UNAVAILABLE, "The models are not loaded yet.")
+            raise ProblemError(HTTPStatus.CONFLICT, "The models are not loaded yet.")
         return llm
 
     def _answer(self, status: HTTPStatus = HTTPStatus.OK) -> web.Response:
