@@ -107,7 +107,7 @@ async def test_a_presence_penalty_keeps_words_from_coming_again(llm: LlamaCpp) -
     parrot = "Repeat the word fish again and again: fish fish fish fish fish fish"
     plain = await answer(llm, asks(parrot, ignore_eos=True))
     penalised = await answer(llm, asks(parrot, ignore_eos=True, sampling=Sampling(0, presence_penalty=2)))
-    assert len(set(plain.pieces)) < len(set(penalised.pieces))
+    assert len(set(plain.text.split())) < len(set(penalised.text.split()))
 
 
 async def test_an_answer_ends_at_its_limit_or_with_the_model(llm: LlamaCpp) -> None:

@@ -203,10 +203,8 @@ async def test_a_turn_that_june_was_killed_over_goes_on_in_its_trace(
     tmp_path: Path, collector: Collector, questions: tuple[Question, ...]
 ) -> None:
     async with TelegramServer() as server:
-        story = (
-            "Tell me a story about the sea, the wind and the sand. " * 18
-        )  # read for 2 s, a token at a time
-        slowly = {"prefill_chunk_tokens": 1}
+        story = "Tell me a story about the sea, the wind and the sand. " * 60
+        slowly: dict[str, object] = {"threads": 1, "prefill_chunk_tokens": 16}  # it is read for seconds
         file = settings(tmp_path, server, collector.endpoint, llm=slowly)
         async with running(file) as june:
             server.push_file("voice", questions[0].audio, caption=story)

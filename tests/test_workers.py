@@ -20,6 +20,7 @@ from june.workers import (
     MAX_ITEMS,
     STANDSTILL_STATUS,
     Channel,
+    Mailbox,
     ModelThread,
     StopFlag,
     settled,
@@ -459,24 +460,28 @@ async def test_a_stream_too_many_is_refused_as_busy(thread: ModelThread) -> None
 
 
 async def test_a_channel_hands_over_what_a_thread_posts_in_order(thread: ModelThread) -> None:
-    channel = Channel[int]()
+    mailbox = Mailbox()
+    channel = Channel[int](mailbox)
 
     def count(_stop: StopFlag) -> None:
         for number in range(3 * MAX_ITEMS):
             channel.post(number)
         channel.end()
+        mailbox.flush()
 
     await thread.run(count)
     assert [number async for number in channel.read()] == list(range(3 * MAX_ITEMS))
 
 
 async def test_a_channel_ends_once_and_with_what_came_first(thread: ModelThread) -> None:
-    channel = Channel[int]()
+    mailbox = Mailbox()
+    channel = Channel[int](mailbox)
 
     def fail(_stop: StopFlag) -> None:
         channel.post(1)
         channel.end(KeyError("what the thread met"))
         channel.end()
+        mailbox.flush()
 
     await thread.run(fail)
     reader = channel.read()
@@ -486,14 +491,17 @@ async def test_a_channel_ends_once_and_with_what_came_first(thread: ModelThread)
 
 
 async def test_who_leaves_a_channel_waits_until_the_thread_has_ended_it(thread: ModelThread) -> None:
-    channel = Channel[int]()
+    mailbox = Mailbox()
+    channel = Channel[int](mailbox)
     stopped = threading.Event()
 
     def count(_stop: StopFlag) -> bool:
         with channel.stop.interrupts(stopped.set):
             channel.post(1)
+            mailbox.flush()
             was_stopped = stopped.wait(PATIENCE_S)
         channel.end()
+        mailbox.flush()
         return was_stopped
 
     job = asyncio.create_task(thread.run(count))

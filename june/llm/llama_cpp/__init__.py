@@ -27,7 +27,7 @@ from june.llm.meter import EngineStats
 from june.messages import ChatMessage, ChatRequest, Delta, Device, ModelDescription, Sampling
 from june.models import Model
 from june.settings import LlmSettings
-from june.workers import Channel, ModelThread, StopFlag
+from june.workers import Channel, Mailbox, ModelThread, StopFlag
 
 
 class LlamaCpp:
@@ -68,6 +68,7 @@ class LlamaCpp:
         self._engine = await self._thread.run(
             lambda _: Engine(self._settings, self._model, self._path, kv_tokens, offloaded=offloaded)
         )
+        self._mailbox = Mailbox()
         self._serving = asyncio.create_task(self._thread.run(self._serve, self._engine))
         self._serving.add_done_callback(self._end_all)
 
@@ -92,7 +93,7 @@ class LlamaCpp:
             raise _ended(self._serving)
         if self._requests.qsize() > self._settings.max_waiting:
             raise GenerationError("busy", f"{self._settings.max_waiting} answers wait already.")
-        channel = Channel[Delta]()
+        channel = Channel[Delta](self._mailbox)
         self._channels.add(channel)
         self._requests.put((request, channel))
         async with aclosing(channel.read()) as deltas:
@@ -145,20 +146,23 @@ class LlamaCpp:
 
     def _serve(self, stop: StopFlag, engine: "Engine") -> None:
         """The life of the thread: take what was asked for, decode one batch, and again."""
+        is_closing = False
         with stop.interrupts(lambda: self._requests.put(None)):
-            while True:
-                while not engine.is_busy or not self._requests.empty():
+            while engine.is_busy or not is_closing:
+                while not is_closing and (not engine.is_busy or not self._requests.empty()):
                     request = self._requests.get()
-                    if request is None:
-                        while engine.is_busy:
-                            engine.step()
-                        return
-                    engine.begin(*request)
-                engine.step()
+                    is_closing = request is None
+                    if request is not None:
+                        engine.begin(*request)
+                        self._mailbox.flush()  # of a request that was refused
+                if engine.is_busy:
+                    engine.step()
+                    self._mailbox.flush()
 
     def _end_all(self, serving: "asyncio.Task[None]") -> None:
         for channel in self._channels:
             channel.end(_ended(serving))
+        self._mailbox.flush()
 
 
 def _ended(serving: "asyncio.Task[None]") -> GenerationError:

@@ -1,5 +1,6 @@
 """One answer while it is written: its tokens become text for its reader."""
 
+import time
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -10,6 +11,9 @@ from june.llm.output import Output
 from june.llm.scheduler import Generation
 from june.messages import Delta, FinishReason, Usage
 from june.workers import StopFlag
+
+TELL_EVERY_S = 0.03
+"""Each piece wakes the event loop, which takes a core from the threads that compute; nobody reads faster."""
 
 
 class Reader(Protocol):
@@ -33,6 +37,8 @@ class Answer(Generation):
     Attributes:
         thinking_budget_tokens: how long a thought may be; 0: as long as the answer.
         closing: what then brings it to its end.
+        untold: what was written since its reader was told something.
+        told_s: when that was, by `time.perf_counter`.
     """
 
     reader: Reader
@@ -44,6 +50,8 @@ class Answer(Generation):
     thinking_budget_tokens: int = 0
     closing: list[int] = field(default_factory=list)
     thought_tokens: int = field(default=0, init=False)
+    untold: Delta = field(default=Delta(), init=False)
+    told_s: float = field(default=0.0, init=False)
 
     def draw(self, context: Any, row: int) -> int:
         """The next token; a grammar holds for the answer only, not for the thought before it.
@@ -71,9 +79,7 @@ class Answer(Generation):
 
     def _append(self, token: int) -> bool:
         self.tokens.append(token)
-        delta = self.output.feed(self.vocabulary.piece(token))
-        if delta != Delta():
-            self.reader.post(delta)
+        self._tell(self.output.feed(self.vocabulary.piece(token)))
         if self.output.has_stopped:
             self._finish("stop")
             return True
@@ -88,4 +94,21 @@ class Answer(Generation):
             finish_reason = "tool_calls"
         written = len(self.tokens) - self.prompt_tokens
         usage = Usage(self.prompt_tokens, written, self.cached_tokens)
-        self.reader.post(replace(delta, usage=usage, finish_reason=finish_reason))
+        self._tell(replace(delta, usage=usage, finish_reason=finish_reason))
+
+    def _tell(self, delta: Delta) -> None:
+        """Hand a piece to the reader, or keep it for the next if there was one just now."""
+        self.untold = delta = _joined(self.untold, delta)
+        now_s = time.perf_counter()
+        if delta != Delta() and (delta.finish_reason or now_s - self.told_s >= TELL_EVERY_S):
+            self.reader.post(delta)
+            self.untold, self.told_s = Delta(), now_s
+
+
+def _joined(first: Delta, then: Delta) -> Delta:
+    return replace(
+        then,
+        text=first.text + then.text,
+        reasoning=first.reasoning + then.reasoning,
+        tool_calls=first.tool_calls + then.tool_calls,
+    )
