@@ -184,6 +184,14 @@ def test_the_nameless_go_on_in_the_sequence_most_like_theirs(desk: Desk) -> None
     assert sorted(map(desk.cache.holds, range(SEQUENCES))) == [[], [1] * 7, [2, 2]]
 
 
+def test_of_the_nameless_only_what_another_has_too_stays_in_the_cache(desk: Desk) -> None:
+    desk.submit([7, 7, 1, 1, 1], conversation="ann")
+    desk.submit([7, 7, 2, 2])
+    desk.finish_all()
+    assert sorted(map(desk.cache.holds, range(SEQUENCES))) == [[], [7, 7], [7, 7, 1, 1, 1]]
+    assert desk.submit([7, 7, 3]).cached_tokens == 2
+
+
 def test_who_does_not_fit_waits_and_nobody_overtakes(desk: Desk) -> None:
     first = desk.submit([1] * 4, answer=17)
     large = desk.submit([2] * 10)

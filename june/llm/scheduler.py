@@ -175,13 +175,19 @@ class Scheduler(Generic[G]):
             raise GenerationError("busy", f"{self._max_waiting} answers wait for the language model already.")
 
     def end(self, generation: G, *, keep: bool = True) -> None:
-        """Let go of an answer, running or waiting; what it evaluated stays for others if `keep`."""
+        """Let go of an answer, running or waiting; what it evaluated stays for others if `keep`.
+
+        Of a nameless one only the beginning stays that another has too, such as the system prompt: nobody
+        asks for the rest again, and every token in the cache slows the attention of all down.
+        """
         if generation in self._running:
             self._running.remove(generation)
             generation.sequence.is_running = False
             generation.sequence.last_used = next(self._clock)
             if not keep:
                 self._truncate(generation.sequence, 0)
+            elif not generation.conversation:
+                self._truncate(generation.sequence, self._shared_tokens(generation.sequence))
         else:
             self._waiting.remove(generation)
         self._admit()
@@ -282,11 +288,16 @@ class Scheduler(Generic[G]):
     def _target(self, conversation: str, prompt: Sequence[int], idle: list[KvSequence]) -> KvSequence:
         """The conversation's own sequence, or the idle one least missed.
 
-        The nameless go on in one another's, the most alike: what would pile up otherwise slows every
-        attention down, and nobody asks for it again.
+        The nameless go on in one another's, the most alike: what would pile up otherwise is of no use.
         """
         own = [each for each in idle if each.tokens and each.conversation == conversation]
         return max(own, key=lambda each: _common(each.tokens, prompt), default=idle[0])
+
+    def _shared_tokens(self, sequence: KvSequence) -> int:
+        """How long the longest beginning is that another sequence has too; all of it if none has any."""
+        others = [each.tokens for each in self._sequences if each is not sequence]
+        shared = max((_common(tokens, sequence.tokens) for tokens in others), default=0)
+        return shared or len(sequence.tokens)
 
     def _evict(self, sequence: KvSequence) -> None:
         """Somebody else needs what the sequence holds."""
