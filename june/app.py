@@ -178,6 +178,7 @@ async def open_models(settings: Settings) -> AsyncIterator[Models]:
         ModelLoadError: a model cannot be loaded on this machine.
     """
     begin = time.perf_counter()
+    hardware.share_malloc_arenas()
     chosen = choose_models(settings)
     directory = settings.models.directory
     paths = {model.role: require(model, directory) for model in (chosen.stt, chosen.llm, chosen.tts)}

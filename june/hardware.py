@@ -23,6 +23,9 @@ from june.errors import JuneError, ModelLoadError
 # before its package has imported this module.
 os.environ.setdefault("GOMP_SPINCOUNT", "300")
 
+M_ARENA_MAX = -8
+"""Of glibc's malloc.h."""
+
 CUDA_LIBRARIES = ("libcuda.so.1", "libcublas.so.12")
 """What the x86_64 wheel of ctranslate2 4.8 opens at run time; it has no other CUDA library's name in it."""
 
@@ -141,6 +144,13 @@ def available_memory_bytes(cgroup_root: Path = Path("/sys/fs/cgroup")) -> int:
             free_bytes = int(most) - used_bytes + (int(cache[1]) if cache else 0)
             available_bytes = min(available_bytes, max(free_bytes, 0))
     return available_bytes
+
+
+def share_malloc_arenas() -> None:
+    """Let threads allocate from two arenas of glibc together: one for each keeps 20 MB more."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # of glibc only
+    if mallopt is not None:
+        mallopt(M_ARENA_MAX, 2)
 
 
 def return_freed_memory() -> None:

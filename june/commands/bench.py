@@ -196,6 +196,7 @@ async def _voice(
                 figures["telemetry_ratio"] = await bench.compare_traced(questions, turns)
         finally:
             await bench.close()
+        hardware.return_freed_memory()  # what only the bare way took
         windows = compare_windows(stt, settings, questions, rounds=min(turns, 3))
         return {
             "suite": "voice",
