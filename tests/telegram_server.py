@@ -311,7 +311,7 @@ class TelegramServer:
     async def call_webhook(
         self, url: str, *, headers: dict[str, str] | None = None, body: bytes = b""
     ) -> int:
-        """POST the oldest update to june as Telegram does; the status. What she took is forgotten."""
+        """POST the oldest update to june as Telegram does; the status. What june took is forgotten."""
         headers = headers or {"X-Telegram-Bot-Api-Secret-Token": self.webhook["secret_token"]}
         data = body or json.dumps(self._updates[0]).encode()
         async with (

@@ -250,7 +250,7 @@ async def test_promtool_accepts_the_configuration_that_a_prometheus_scrapes_june
     assert f"{len(RULES)} rules found" in promtool("check", "config", config)
 
 
-async def test_a_real_prometheus_scrapes_june_with_her_token(watched: Watched) -> None:
+async def test_a_real_prometheus_scrapes_june_with_its_token(watched: Watched) -> None:
     (up,) = await watched.ask('up{job="june"}')
     assert up["value"][1] == "1"
     (turns,) = await watched.ask('june_voice_turn_duration_seconds_count{outcome="ok"}')

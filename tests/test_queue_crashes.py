@@ -300,7 +300,7 @@ class Load:
     responded: dict[int, str] = field(default_factory=dict)
 
     async def run(self, client: Client) -> None:
-        """Write to june, send and answer through her, until she is gone."""
+        """Write to june, send and answer through it, until it is gone."""
         ends = await asyncio.gather(self._post(client), self._answer(client), return_exceptions=True)
         assert all(end is None or isinstance(end, ClientError) for end in ends), ends
 

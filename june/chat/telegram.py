@@ -234,7 +234,7 @@ class Telegram:
         return [message for message in messages if message is not None]
 
     def _inbound(self, message: Message) -> Inbound | None:
-        """The message as june knows it; None if it is none that she could answer.
+        """The message as june knows it; None if it is none that june could answer.
 
         Who speaks for a group or a channel (`sender_chat`) is nobody whose access could be checked. Of a
         forwarded message the sender is who forwarded it.

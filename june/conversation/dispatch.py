@@ -102,7 +102,7 @@ class Dispatcher:
             self._stopped.discard(received.message.chat)
         turn = _Turn(reply_to(self._desk, received))
         self._turns[received.message.chat] = turn
-        # A message that june was killed over waits since she is back.
+        # A message that june was killed over waits since june is back.
         since_s = received.received_at_s if received.attempts == 1 else self._begin_s
         with _following(received):
             note_wait(max(since_s, received.received_at_s))
