@@ -230,7 +230,7 @@ async def test_a_peer_reads_what_june_reads_and_writes_what_june_writes(
     ours, theirs = answers
     assert theirs.prompt_tokens == ours.prompt_tokens > 30
     assert theirs.text == ours.text
-    assert len(theirs.pieces_s) == len(ours.pieces_s) == 4
+    assert 1 <= len(ours.pieces_s) <= len(theirs.pieces_s) == 4  # june tells several at a time
 
 
 @pytest.mark.parametrize("engine", ["june", "llama", "xllamacpp"])

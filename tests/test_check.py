@@ -17,9 +17,9 @@ from aiohttp import web
 from typer.testing import CliRunner
 
 from june.__main__ import app
-from june.app import ChosenModels
 from june.checks import Finding, machine, models, network
 from june.hardware import Gpu
+from june.lineup import ChosenModels
 from june.models import load_catalogue
 from june.settings import PROJECT_ROOT, LlmSettings, Settings
 from tests.discord_server import DiscordServer

@@ -319,7 +319,7 @@ class LlmBench:
         chunks = math.ceil(read.prompt_tokens / self._settings.prefill_chunk_tokens)
         interruptions.chunk_s.append(read.first_token_s / chunks)
         running = self._talk.ask(self._talk.question(), INTERRUPTED_TOKENS)
-        result = await june.run(running, long, after_tokens=INTERRUPTED_TOKENS // 8)
+        result = await june.run(running, long, after_pieces=INTERRUPTED_TOKENS // 8)
         pauses_s = (after - before for before, after in pairwise(result.answers[0].pieces_s))
         interruptions.longest_pause_s.append(max(pauses_s))
 

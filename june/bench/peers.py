@@ -62,13 +62,13 @@ class Job:
     """Answers that are wanted at the same time.
 
     Attributes:
-        after_tokens: the chats after the first come when the first has written so much; june only.
+        after_pieces: the chats after the first come when so many pieces of the first have; june only.
         watch_decode: note when llama.cpp computes; june only.
         sampling: how tokens are drawn; june only, the others are always greedy.
     """
 
     chats: tuple[Chat, ...]
-    after_tokens: int = 0
+    after_pieces: int = 0
     watch_decode: bool = False
     sampling: Sampling = GREEDY
 
@@ -138,7 +138,7 @@ class _June:
             begin = time.perf_counter()
 
             async def write(index: int) -> None:
-                if index and job.after_tokens:
+                if index and job.after_pieces:
                     await may_come.wait()
                 chat, answer = job.chats[index], answers[index]
                 answer.asked_s = time.perf_counter() - begin
@@ -146,7 +146,7 @@ class _June:
                     if delta.text:
                         answer.pieces_s.append(time.perf_counter() - begin)
                         answer.text += delta.text
-                    if len(answer.pieces_s) == job.after_tokens:
+                    if len(answer.pieces_s) == job.after_pieces:
                         may_come.set()
                     _count(answer, chat, delta.usage)
                 may_come.set()

@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from june import app, hardware, llm
-from june.app import ChosenModels
+from june import hardware, lineup, llm
 from june.checks import Finding
 from june.errors import JuneError
 from june.hardware import Gpu
+from june.lineup import ChosenModels
 from june.models import STT_WORKSPACE_BYTES, Model, llm_gpu_bytes, require
 from june.settings import Settings
 
@@ -48,7 +48,7 @@ def gpu_libraries(settings: Settings, found: tuple[Gpu, ...]) -> Iterator[Findin
 def chosen(settings: Settings) -> tuple[ChosenModels | None, Finding]:
     """The models that these settings choose on this machine."""
     try:
-        found = app.choose_models(settings)
+        found = lineup.choose_models(settings)
     except JuneError as error:
         return None, Finding(
             "models", "failed", str(error), "python -m june models list shows what there is."

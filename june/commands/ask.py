@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from june import app, audio
+from june import audio, lineup
 from june.conversation.turn import TurnRequest, TurnResult
 from june.errors import AudioError, JuneError
 from june.llm.grammar import json_grammar
@@ -67,7 +67,7 @@ def ask(
 
 
 async def _answer(settings: Settings, request: TurnRequest) -> tuple[TurnResult, dict[str, str]]:
-    async with app.open_models(settings) as models, app.open_pipeline(settings, models) as pipeline:
+    async with lineup.open_models(settings) as models, lineup.open_pipeline(settings, models) as pipeline:
         names = {
             "stt": models.stt.describe().name,
             "llm": models.llm.describe().name,

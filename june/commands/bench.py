@@ -12,8 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from typer.core import TyperGroup
 
-from june import app as composition
-from june import hardware
+from june import hardware, lineup
 from june.bench import queue as owners_queue
 from june.bench import report
 from june.bench.llm import (
@@ -147,7 +146,7 @@ def _counts(option: str, text: str) -> tuple[int, ...]:
 
 
 async def _llm(settings: Settings, plan: Plan) -> Figures:
-    model = composition.choose_models(settings).llm
+    model = lineup.choose_models(settings).llm
     path = require(model, settings.models.directory)
     fixed = contest_settings(settings.llm, plan)
     names: list[Name] = ["june", "llama"]
@@ -180,7 +179,7 @@ async def _voice(
     from june.tts.piper import Piper  # noqa: PLC0415
 
     questions = load_questions()
-    async with composition.open_models(settings) as models:
+    async with lineup.open_models(settings) as models:
         ready_s = report.process_age_s()
         stt, llm, tts = models.stt, models.llm.backend, models.tts
         if not (isinstance(stt, FasterWhisper) and isinstance(llm, LlamaCpp) and isinstance(tts, Piper)):

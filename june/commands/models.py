@@ -20,9 +20,9 @@ from rich.progress import (
 from rich.table import Table
 
 from june.api.client import open_client
-from june.app import choose_models, choose_set
 from june.commands.terminal import Json, SettingsFile
 from june.errors import JuneError, ModelFileError
+from june.lineup import choose_models, choose_set
 from june.models import Catalogue, Model, find_faults, is_present, load_catalogue
 from june.settings import Settings, load_settings
 
