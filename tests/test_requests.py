@@ -83,9 +83,8 @@ async def single(settings: Settings, model_paths: dict[str, Path]) -> AsyncItera
 
 async def test_an_answer_ends_before_a_stop_string_of_several_tokens(single: LlamaCpp) -> None:
     whole = await answer(single, asks(STORY))
-    stop = whole.text[len(whole.text) // 2 :][:9]
+    stop = whole.text[len(whole.text) // 2 :][:30]  # longer than any token
     before, _, _ = whole.text.partition(stop)
-    assert not any(stop in piece for piece in whole.pieces)
     stopped = await answer(single, asks(STORY, stop=("|||", stop)))
     assert stopped.text == before
     assert (stopped.last.finish_reason, stopped.tokens < whole.tokens) == ("stop", True)
