@@ -280,7 +280,8 @@ class June:
         """The models that are warm."""
         if self._models is None:
             return ()
-        return [model.describe() for model in (self._models.stt, self._models.llm, self._models.tts)]
+        language_model = (self._models.llm,) if self._models.llm.is_loaded else ()
+        return [model.describe() for model in (self._models.stt, *language_model, self._models.tts)]
 
     def _notice(self, arrived: Sequence[Received]) -> None:
         if self._dispatcher is not None:

@@ -197,12 +197,15 @@ async def test_the_model_of_a_running_june_is_unloaded_and_loaded_by_command(tmp
             status, output = await models_command(file, port, "switch", "qwen3-8b")
             assert (status, "pull it first" in output) == (2, True)
             assert await models_command(file, port, "unload") == (0, f"{LLM}: unloaded\n")
+            status, output = await models_command(file, port, "status", "--json")
+            assert LLM not in [model["name"] for model in json.loads(output)["loaded"]]
             server.push("Hello?")
             refused = await server.wait_for(lambda call: call.method == "sendMessage")
             assert refused.text == "One of my models is not available at the moment."
             assert await models_command(file, port, "load", LLM) == (0, f"{LLM}: loaded\n")
             status, output = await models_command(file, port, "status", "--json")
             assert (status, json.loads(output)["llm"]["state"]) == (0, "loaded")
+            assert LLM in [model["name"] for model in json.loads(output)["loaded"]]
             server.push("What is the sky?")
             await june.logged("turn.finished")
             assert await june.terminate() == 0

@@ -123,11 +123,10 @@ def status(*, as_json: Json = False, settings_file: SettingsFile = None) -> None
         print(json.dumps(found))
         return
     console = _console()
-    llm = found["llm"] or {"name": "", "state": "not loaded yet", "answers": 0, "error": ""}
     for model in found["loaded"]:
-        state = llm["state"] if model["name"] == llm["name"] else "loaded"
-        console.print(f"{model['name']}: {state} ({model['backend']}, {model['device']})")
-    console.print(f"answers being written: {llm['answers']}")
+        console.print(f"{model['name']}: {model['backend']}, {model['device']}")
+    llm = found["llm"] or {"name": "models", "state": "not loaded yet", "answers": 0, "error": ""}
+    console.print(f"{llm['name']}: {llm['state']}, {llm['answers']} answers being written")
     if llm["error"]:
         console.print(f"the last change failed: {llm['error']}")
     console.print(f"language models here: {', '.join(found['present']) or 'none'}")

@@ -102,6 +102,11 @@ class SwitchableModel:
         """The model that is loaded, or was last."""
         return self.backend.describe()
 
+    @property
+    def is_loaded(self) -> bool:
+        """Whether there is a model in memory that answers are written by."""
+        return self._state in {"loaded", "finishing"}
+
     def status(self) -> ModelStatus:
         """What it is at the moment."""
         return ModelStatus(
