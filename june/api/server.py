@@ -1,7 +1,7 @@
 """The HTTP endpoint: an aiohttp server on june's own event loop."""
 
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from aiohttp import web
@@ -40,22 +40,19 @@ def routes(services: Services) -> list[web.RouteDef]:
 
 
 @asynccontextmanager
-async def serving(
-    settings: ApiSettings, services: Services, *, more: Sequence[web.RouteDef] = ()
-) -> AsyncIterator[int]:
+async def serving(settings: ApiSettings, services: Services) -> AsyncIterator[int]:
     """Serve for as long as the block lasts; the port.
 
     Args:
         settings: its section.
         services: what the endpoints need.
-        more: further endpoints, guarded as these.
 
     Raises:
         SettingsError: june cannot listen there, or must not without a token.
     """
     check_exposure(settings)
     app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[problems, guard(settings, page.FILES)])
-    app.add_routes([*routes(services), *page.routes(), *more])
+    app.add_routes([*routes(services), *page.routes()])
     runner = web.AppRunner(
         app, access_log=None, logger=SILENT, handler_cancellation=True, shutdown_timeout=SHUTDOWN_S
     )
