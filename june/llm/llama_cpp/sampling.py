@@ -3,7 +3,6 @@
 import ctypes
 import math
 import random
-from collections import deque
 from typing import Any
 
 import llama_cpp
@@ -42,10 +41,13 @@ class Sampler:
 
     def __init__(self, request: ChatRequest, vocabulary: Vocabulary, grammar: str = "") -> None:
         self._n_tokens = vocabulary.n_tokens
+        self._row = ctypes.c_float * vocabulary.n_tokens
         self._grammar = vocabulary.grammar(grammar) if grammar else None
         self._sampling = sampling = request.sampling
-        self._never = list(vocabulary.end_tokens) if request.ignore_eos else []
-        self._recent: deque[int] = deque(maxlen=REPEAT_PENALTY_WINDOW_TOKENS)
+        self._never = np.array(sorted(vocabulary.end_tokens) if request.ignore_eos else [], np.intp)
+        self._penalizes = sampling.repeat_penalty != 1 or sampling.presence_penalty != 0
+        self._recent = np.zeros(REPEAT_PENALTY_WINDOW_TOKENS, np.intp)  # a ring
+        self._drawn = 0
         self._chain = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
         if sampling.temperature == 0:
             self._add(llama_cpp.llama_sampler_init_greedy())
@@ -62,8 +64,9 @@ class Sampler:
 
     def sample(self, context: Any, row: int, *, constrained: bool) -> int:
         """The token drawn after a row of the last batch of llama.cpp's context; see `draw`."""
-        logits = llama_cpp.llama_get_logits_ith(context, row)
-        return self.draw(np.ctypeslib.as_array(logits, (self._n_tokens,)), constrained=constrained)
+        address = ctypes.addressof(llama_cpp.llama_get_logits_ith(context, row).contents)
+        logits = np.frombuffer(self._row.from_address(address), np.float32)
+        return self.draw(logits, constrained=constrained)
 
     def draw(self, logits: Logits, *, constrained: bool = False) -> int:
         """The token drawn, which then counts as written.
@@ -87,17 +90,19 @@ class Sampler:
                         "bad_grammar", "The grammar leaves no token that the model could write."
                     )
             llama_cpp.llama_sampler_accept(self._grammar, token)
-        self._recent.append(token)
+        self._recent[self._drawn % len(self._recent)] = token
+        self._drawn += 1
         return token
 
     def _penalize(self, logits: Logits) -> None:
         """Lower, in place, what was written lately, as `llama_sampler_init_penalties` does."""
         logits[self._never] = -math.inf
-        written = list(set(self._recent))
-        lowered = logits[written]
-        repeat = self._sampling.repeat_penalty
-        lowered = np.where(lowered > 0, lowered / repeat, lowered * repeat)
-        logits[written] = lowered - self._sampling.presence_penalty
+        if self._penalizes:
+            written = self._recent[: self._drawn]  # one that stands there twice is still lowered once
+            lowered = logits[written]
+            repeat = self._sampling.repeat_penalty
+            lowered = np.where(lowered > 0, lowered / repeat, lowered * repeat)
+            logits[written] = lowered - self._sampling.presence_penalty
 
     def _draw_likely(self, logits: Logits) -> int:
         """The token that the chain draws; it is shown only what it would not drop first of all."""

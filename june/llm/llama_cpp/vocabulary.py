@@ -32,6 +32,7 @@ class Vocabulary:
             if llama_cpp.llama_vocab_is_control(self._vocabulary, token)
         )
         self._buffer = ctypes.create_string_buffer(LONGEST_PIECE_BYTES)
+        self._pieces: dict[int, bytes] = {}
 
     def tokenize(self, text: str) -> list[int]:
         """The tokens of a text, in which control tokens are taken for what they are."""
@@ -42,10 +43,12 @@ class Vocabulary:
 
     def piece(self, token: int) -> bytes:
         """The bytes of a token, which may be a part of a character; none of a control token."""
-        size = llama_cpp.llama_token_to_piece(
-            self._vocabulary, token, self._buffer, LONGEST_PIECE_BYTES, 0, False
-        )
-        return self._buffer.raw[:size]
+        if (piece := self._pieces.get(token)) is None:
+            size = llama_cpp.llama_token_to_piece(
+                self._vocabulary, token, self._buffer, LONGEST_PIECE_BYTES, 0, False
+            )
+            piece = self._pieces[token] = self._buffer.raw[:size]
+        return piece
 
     def grammar(self, gbnf: str) -> Any:
         """A sampler that lets pass only tokens with which the text follows the grammar.
