@@ -65,7 +65,7 @@ class Sampler:
     def sample(self, context: Any, row: int, *, constrained: bool) -> int:
         """The token drawn after a row of the last batch of llama.cpp's context; see `draw`."""
         address = ctypes.addressof(llama_cpp.llama_get_logits_ith(context, row).contents)
-        logits = np.frombuffer(self._row.from_address(address), np.float32)
+        logits = np.frombuffer(memoryview(self._row.from_address(address)), np.float32)
         return self.draw(logits, constrained=constrained)
 
     def draw(self, logits: Logits, *, constrained: bool = False) -> int:
