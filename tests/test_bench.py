@@ -189,8 +189,8 @@ def test_bench_llm_compares_the_engines_and_ends_with_its_report(settings_file: 
     assert report_file.read_text() == line + "\n"
     report = json.loads(line)
     assert list(report) == [
-        *("suite", "machine", "model", "runs", "prefix", "interleave", "step_overhead_share", "roofline"),
-        "long_answer",
+        *("suite", "machine", "model", "same_weights", "runs", "prefix", "interleave"),
+        *("step_overhead_share", "roofline", "long_answer"),
     ]
     assert (report["suite"], report["model"]) == ("llm", LLM)
     runs = {(run["engine"], run["conversations"]): run for run in report["runs"]}

@@ -54,6 +54,8 @@ class Plan:
     prompt_tokens: int
     """Of the long prompt, about; a conversation with a long history begins with half as much."""
     rounds: int
+    same_weights: bool = False
+    """Whether the others compute with the copy that june made of the file, and not with the file itself."""
 
 
 class PeerProcess:
@@ -251,6 +253,7 @@ class LlmBench:
             "suite": "llm",
             "machine": machine(),
             "model": self._model.name,
+            "same_weights": plan.same_weights,
             "runs": [_run(name, together, each) for (name, together), each in rates.items()],
             "prefix": _medians(asdict(second_turns)),
             "interleave": _medians(asdict(interruptions)),

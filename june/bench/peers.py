@@ -7,10 +7,10 @@
   together wait in line, as behind a lock; no thread and no event loop takes anything from it;
 - xllamacpp: llama-server in the process, in a package from PyPI of its own, on as many threads as requests.
 
-All compute with the same weights (june's copy in a faster format, where it makes one), use the file's own
-chat template, take the most likely token, never one that ends an answer, and have the same threads, context,
-sequences, number format and reuse of prompts. They have OpenMP as june sets it up, too: as their packages
-leave it, they stand still on a machine that does anything else.
+All are given the same file, of which june makes a copy in a faster format (the bench can give that to the
+others too). They use its chat template, take the most likely token, never one that ends an answer, and have
+the same threads, context, sequences, cache and reuse of prompts. They have OpenMP as june sets it up, too: as
+their packages leave it, they stand still on a machine that does anything else.
 
 This module imports `llama_cpp` and `xllamacpp` for the comparison only; june's engine is `june/llm`.
 """

@@ -88,6 +88,9 @@ def llm(
         int, typer.Option(min=100, help="Tokens of the long prompt; a long history has half of them.")
     ] = 2_000,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds; figures are medians over them.")] = 3,
+    same_weights: Annotated[
+        bool, typer.Option("--same-weights", help="Give june's copy of the weights to the others too.")
+    ] = False,
     plot_file: Annotated[Path, typer.Option("--plot", help="Write the plot here.")] = Path("bench-llm.png"),
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the JSON line here too.")] = None,
     settings_file: Annotated[Path | None, typer.Option("--settings", help="Settings file.")] = None,
@@ -95,7 +98,8 @@ def llm(
     """Time many conversations in june's engine, a locked Llama and, if it is installed, xllamacpp."""
     counts = _counts("--conversations", conversations)
     settings = _quiet_settings(settings_file)
-    figures = asyncio.run(_llm(settings, Plan(counts, tokens, long_tokens, prompt_tokens, rounds)))
+    plan = Plan(counts, tokens, long_tokens, prompt_tokens, rounds, same_weights)
+    figures = asyncio.run(_llm(settings, plan))
     _print_llm(figures)
     try:
         print(draw(figures.report, plot_file))
@@ -157,10 +161,10 @@ async def _llm(settings: Settings, plan: Plan) -> Figures:
         with console.status("loading") as status:
             peers: dict[Name, PeerProcess] = {}
             for name in names:
-                contest = Contest(name, model.name, str(path), fixed)
+                taken = weights_file(model, path) if plan.same_weights and name != "june" else path
+                contest = Contest(name, model.name, str(taken), fixed)
                 peers[name] = await stack.enter_async_context(open_peer(contest))
-                path = weights_file(model, path)  # june, the first, has made it
-            return await LlmBench(peers, model, path, fixed, plan).run(status.update)
+            return await LlmBench(peers, model, weights_file(model, path), fixed, plan).run(status.update)
 
 
 async def _voice(
