@@ -132,7 +132,7 @@ def test_a_common_beginning_is_evaluated_once_and_takes_no_more_cells(desk: Desk
     sharing = [desk.submit([1, 2, 3, 4, 9], conversation=name) for name in ("ann", "bob")]
     assert [each.cached_tokens for each in sharing] == [4, 4]
     desk.finish_all()
-    assert desk.cache.used == 7
+    assert desk.cache.used == 6  # of the first one's answer nothing is left
 
 
 def test_a_batch_holds_a_token_of_each_that_writes_and_one_chunk_of_prompts(desk: Desk) -> None:
@@ -184,12 +184,21 @@ def test_the_nameless_go_on_in_the_sequence_most_like_theirs(desk: Desk) -> None
     assert sorted(map(desk.cache.holds, range(SEQUENCES))) == [[], [1] * 7, [2, 2]]
 
 
-def test_of_the_nameless_only_what_another_has_too_stays_in_the_cache(desk: Desk) -> None:
+def test_of_the_nameless_nothing_stays_whose_beginning_another_has(desk: Desk) -> None:
     desk.submit([7, 7, 1, 1, 1], conversation="ann")
     desk.submit([7, 7, 2, 2])
     desk.finish_all()
-    assert sorted(map(desk.cache.holds, range(SEQUENCES))) == [[], [7, 7], [7, 7, 1, 1, 1]]
+    assert sorted(map(desk.cache.holds, range(SEQUENCES))) == [[], [], [7, 7, 1, 1, 1]]
     assert desk.submit([7, 7, 3]).cached_tokens == 2
+
+
+def test_one_of_many_nameless_keeps_their_beginning_for_whoever_comes(desk: Desk) -> None:
+    for last in range(SEQUENCES):
+        desk.submit([7, 7, last])
+    desk.finish_all()
+    assert sum(map(bool, map(desk.cache.holds, range(SEQUENCES)))) == 1
+    assert desk.submit([7, 7, 9], conversation="ann").cached_tokens == 2
+    assert desk.cache.used == 2
 
 
 def test_who_does_not_fit_waits_and_nobody_overtakes(desk: Desk) -> None:

@@ -177,17 +177,16 @@ class Scheduler(Generic[G]):
     def end(self, generation: G, *, keep: bool = True) -> None:
         """Let go of an answer, running or waiting; what it evaluated stays for others if `keep`.
 
-        Of a nameless one only the beginning stays that another has too, such as the system prompt: nobody
-        asks for the rest again, and every token in the cache slows the attention of all down.
+        A nameless one, which nobody asks for again, stays only if no other sequence has its beginning, such
+        as the system prompt. llama.cpp's attention goes through all cells up to the last one in use, whoever
+        has it: five tokens left behind in a far cell made others' answers a fifth slower.
         """
         if generation in self._running:
             self._running.remove(generation)
             generation.sequence.is_running = False
             generation.sequence.last_used = next(self._clock)
-            if not keep:
+            if not keep or not (generation.conversation or self._is_only_one_alike(generation.sequence)):
                 self._truncate(generation.sequence, 0)
-            elif not generation.conversation:
-                self._truncate(generation.sequence, self._shared_tokens(generation.sequence))
         else:
             self._waiting.remove(generation)
         self._admit()
@@ -286,18 +285,19 @@ class Scheduler(Generic[G]):
         return True
 
     def _target(self, conversation: str, prompt: Sequence[int], idle: list[KvSequence]) -> KvSequence:
-        """The conversation's own sequence, or the idle one least missed.
+        """The conversation's own sequence, or else the most alike of the nameless, or the one least missed.
 
-        The nameless go on in one another's, the most alike: what would pile up otherwise is of no use.
+        So whoever begins goes on in what a nameless one left, and the rest of that is of no use.
         """
-        own = [each for each in idle if each.tokens and each.conversation == conversation]
-        return max(own, key=lambda each: _common(each.tokens, prompt), default=idle[0])
+        held = [each for each in idle if each.tokens]
+        own = [each for each in held if each.conversation == conversation]
+        nameless = [each for each in held if not each.conversation]
+        return max(own or nameless, key=lambda each: _common(each.tokens, prompt), default=idle[0])
 
-    def _shared_tokens(self, sequence: KvSequence) -> int:
-        """How long the longest beginning is that another sequence has too; all of it if none has any."""
-        others = [each.tokens for each in self._sequences if each is not sequence]
-        shared = max((_common(tokens, sequence.tokens) for tokens in others), default=0)
-        return shared or len(sequence.tokens)
+    def _is_only_one_alike(self, sequence: KvSequence) -> bool:
+        """Whether no other sequence begins with the same token."""
+        others = (each for each in self._sequences if each is not sequence)
+        return not any(_common(each.tokens, sequence.tokens) for each in others)
 
     def _evict(self, sequence: KvSequence) -> None:
         """Somebody else needs what the sequence holds."""
