@@ -189,6 +189,8 @@ async def _voice(
         if not (isinstance(stt, FasterWhisper) and isinstance(llm, LlamaCpp) and isinstance(tts, Piper)):
             raise JuneError("bench voice knows the bare calls of faster_whisper, llama_cpp and piper only.")
         model = PacedModel(tokens, paced) if paced else FixedLength(llm, tokens)
+        windows = compare_windows(stt, settings, questions, rounds=min(turns, 3))
+        hardware.return_freed_memory()  # what only the whole window took
         bench = VoiceBench(settings, stt, model, tts, cores=hardware.cpu_cores())
         try:
             figures = await bench.run(questions, turns)
@@ -199,8 +201,6 @@ async def _voice(
                 figures["telemetry_ratio"] = await bench.compare_traced(questions, turns)
         finally:
             await bench.close()
-        hardware.return_freed_memory()  # what only the bare way took
-        windows = compare_windows(stt, settings, questions, rounds=min(turns, 3))
         return {
             "suite": "voice",
             "machine": report.machine(),
