@@ -272,6 +272,7 @@ class June:
             explanation=self._leases.explanation,
             on_outbox=self._delivery.wake,
             models=self._descriptions,
+            is_ready=lambda: self._models is not None and self._models.llm.is_loaded,
             llm=lambda: self._models.llm if self._models is not None else None,
             present_llms=partial(present_llms, self._settings),
         )

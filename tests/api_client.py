@@ -96,6 +96,7 @@ class Office:
     clock: Clock = field(default_factory=Clock)
     app: FakeAdapter = field(default_factory=FakeAdapter)
     models: tuple[ModelDescription, ...] = ()
+    is_ready: bool = False
     wakes: int = 0
 
     async def __aenter__(self) -> Self:
@@ -113,6 +114,7 @@ class Office:
             explanation=self.leases.explanation,
             on_outbox=self._wake,
             models=lambda: self.models,
+            is_ready=lambda: self.is_ready,
         )
         self.port = await self._stack.enter_async_context(serving(self.api, self.services))
         token = self.api.token.get_secret_value()

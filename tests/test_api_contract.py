@@ -55,7 +55,7 @@ def test_the_longest_text_is_as_described() -> None:
 
 async def test_schemathesis_finds_nothing(tmp_path: Path) -> None:
     async with Office(tmp_path) as office:
-        office.models = tuple(MODELS.values())
+        office.models, office.is_ready = tuple(MODELS.values()), True
         await office.arrive("One", "Two", "Three")
         process = await asyncio.create_subprocess_exec(
             *(str(Path(sys.executable).with_name("schemathesis")), "run"),

@@ -17,6 +17,7 @@ from june.llm.llama_cpp import LlamaCpp
 from june.llm.switching import SwitchableModel
 from june.messages import ChatMessage, ChatRequest, ModelDescription, Sampling
 from june.settings import Settings
+from tests.api_client import talking_to
 from tests.conftest import CATALOGUE, LLM
 from tests.fakes import FakeLlm
 from tests.program import running, write_settings
@@ -183,6 +184,13 @@ async def models_command(file: Path, port: int, *arguments: str) -> tuple[int, s
     return int(process.returncode or 0), output.decode()
 
 
+async def is_ready(port: int) -> bool:
+    async with talking_to(port) as client:
+        ready = await client.get("/ready")
+    assert ready.body == {"ready": ready.status == 200}
+    return bool(ready.body["ready"])
+
+
 async def test_the_model_of_a_running_june_is_unloaded_and_loaded_by_command(tmp_path: Path) -> None:
     async with TelegramServer() as server:
         file = write_settings(
@@ -194,11 +202,13 @@ async def test_the_model_of_a_running_june_is_unloaded_and_loaded_by_command(tmp
         async with running(file) as june:
             port = int((await june.logged("api.listening"))["port"])
             await june.logged("june.ready")
+            assert await is_ready(port)
             status, output = await models_command(file, port, "switch", "qwen3-8b")
             assert (status, "pull it first" in output) == (2, True)
             assert await models_command(file, port, "unload") == (0, f"{LLM}: unloaded\n")
             status, output = await models_command(file, port, "status", "--json")
             assert LLM not in [model["name"] for model in json.loads(output)["loaded"]]
+            assert not await is_ready(port)
             server.push("Hello?")
             refused = await server.wait_for(lambda call: call.method == "sendMessage")
             assert refused.text == "One of my models is not available at the moment."
@@ -206,6 +216,7 @@ async def test_the_model_of_a_running_june_is_unloaded_and_loaded_by_command(tmp
             status, output = await models_command(file, port, "status", "--json")
             assert (status, json.loads(output)["llm"]["state"]) == (0, "loaded")
             assert LLM in [model["name"] for model in json.loads(output)["loaded"]]
+            assert await is_ready(port)
             server.push("What is the sky?")
             await june.logged("turn.finished")
             assert await june.terminate() == 0

@@ -62,7 +62,7 @@ class Monitoring:
         return web.json_response(body, status=HTTPStatus.OK if is_well else HTTPStatus.SERVICE_UNAVAILABLE)
 
     async def _ready(self, _: web.Request) -> web.Response:
-        is_ready = bool(self._services.models())
+        is_ready = self._services.is_ready()
         status = HTTPStatus.OK if is_ready else HTTPStatus.SERVICE_UNAVAILABLE
         return web.json_response({"ready": is_ready}, status=status)
 

@@ -44,6 +44,7 @@ class Services:
         explanation: how the owner is told of a message that is given up.
         on_outbox: called when there is something to send.
         models: the models that are warm; none before all are.
+        is_ready: whether all models are warm, and none is unloaded since.
         llm: the language model; None before it is warm.
         present_llms: names of the language models whose files are here.
         closing: set when june ends: whoever waits for something is answered then.
@@ -56,6 +57,7 @@ class Services:
     explanation: Callable[[], Awaitable[Explain]]
     on_outbox: Callable[[], None]
     models: Callable[[], Sequence[ModelDescription]]
+    is_ready: Callable[[], bool] = lambda: False
     llm: Callable[[], SwitchableModel | None] = lambda: None
     present_llms: Callable[[], Sequence[str]] = tuple
     closing: asyncio.Event = field(default_factory=asyncio.Event)
