@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from june.chat import AdapterHealth, CommandInfo, Intake
-from june.errors import DeliveryError, StageError
+from june.errors import DeliveryError, GenerationError, StageError
 from june.messages import (
     ChatRequest,
     Delivered,
@@ -88,16 +88,22 @@ class FakeStt(FakeModel):
 
 @dataclass
 class FakeLlm(FakeModel):
-    """`ChatModel` that writes `pieces`, the last of them when `before_last` is set, then comes to its end."""
+    """`ChatModel` that writes `pieces`, the last of them when `before_last` is set, then comes to its end.
+
+    Its context holds `most_messages`.
+    """
 
     pieces: tuple[str, ...] = ("The sky is blue. The", " sea is", " too.")
     before_last: asyncio.Event | None = None
+    most_messages: int = 1_000
     requests: list[ChatRequest] = field(default_factory=list)
 
     async def stream(self, request: ChatRequest) -> AsyncGenerator[Delta, None]:
         """See the Protocol."""
         with self.running():
             self.requests.append(request)
+            if len(request.messages) > self.most_messages:
+                raise GenerationError("context_overflow", "The prompt is longer than the context.")
             for piece in self.pieces[:-1]:
                 yield Delta(piece)
             if self.before_last is not None:

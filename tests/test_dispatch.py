@@ -408,6 +408,34 @@ async def test_a_new_message_interrupts_only_if_that_is_set(
 # --- memory ---
 
 
+async def test_a_conversation_that_is_too_long_after_all_loses_its_older_half_until_it_fits(
+    open_house: Open,
+) -> None:
+    async with open_house() as house:
+        for number in range(1, 7):
+            await house.arrive(inbound(number, text=str(number)))
+            await house.statuses(number)
+        house.llm.most_messages = 6
+        await house.arrive(inbound(7, text="And now?"))
+        assert await house.statuses(7) == ["answered"] * 7
+        *_, whole, half, quarter = [
+            [message.content for message in request.messages[1:] if message.role == "user"]
+            for request in house.llm.requests
+        ]
+        assert whole == ["1", "2", "3", "4", "5", "6", "And now?"]
+        assert (half, quarter) == (["4", "5", "6", "And now?"], ["6", "And now?"])
+
+
+async def test_a_question_that_does_not_fit_alone_is_refused(open_house: Open) -> None:
+    async with open_house() as house:
+        await house.arrive(inbound(1))
+        await house.statuses(1)
+        house.llm.most_messages = 1
+        await house.arrive(inbound(2))
+        assert await house.statuses(1, "ERROR") == ["failed"]
+        assert [len(request.messages) for request in house.llm.requests] == [2, 4, 2]
+
+
 async def test_a_conversation_is_remembered_across_a_restart_until_it_is_reset(open_house: Open) -> None:
     async with open_house() as house:
         await house.arrive(voice(1), inbound(2, BERT))

@@ -24,9 +24,13 @@ def fit(history: tuple[ChatMessage, ...], question: str, settings: LlmSettings) 
     asked = (ChatMessage("system", settings.system_prompt), ChatMessage("user", question))
     room = settings.context_tokens - settings.max_tokens - sum(map(_tokens, asked))
     while history and sum(map(_tokens, history)) > room:
-        turns = len(history) // 2
-        history = history[2 * ((turns + 1) // 2) :]
+        history = newer_half(history)
     return history
+
+
+def newer_half(history: tuple[ChatMessage, ...]) -> tuple[ChatMessage, ...]:
+    """The history without its older half, in whole turns; nothing of a single turn."""
+    return history[len(history) - len(history) // 4 * 2 :]
 
 
 def _tokens(message: ChatMessage) -> int:

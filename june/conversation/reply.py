@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 from june.conversation.addressing import is_stop, names_june
-from june.conversation.memory import fit
+from june.conversation.memory import fit, newer_half
 from june.conversation.turn import Heard, TurnRequest, TurnResult, VoicePipeline
 from june.errors import SENTENCES, DeliveryError, GenerationError, StageError, StoreError
 from june.messages import ChatPreferences, Inbound, Outbound, Transcript, Usage, Voice
@@ -294,12 +294,13 @@ class Reply:
         )
         if self._mode.writes and self._settings.reply.stream_text and not self._is_committed:
             self._preview = self._desk.apps.preview(self.received, self._echo)
-        try:
-            return await self._desk.pipeline.answer(request, self)
-        except GenerationError as error:
-            if error.code != "context_overflow" or not request.history:
-                raise
-            return await self._desk.pipeline.answer(replace(request, history=()), self)
+        while True:
+            try:
+                return await self._desk.pipeline.answer(request, self)
+            except GenerationError as error:
+                if error.code != "context_overflow" or not request.history:
+                    raise
+                request = replace(request, history=newer_half(request.history))  # `fit` guessed too low
 
     def _rest(self, result: TurnResult) -> list[Outbound]:
         """What is to be sent when the turn is over, beside the text."""
