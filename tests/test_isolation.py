@@ -8,56 +8,32 @@ alone do, and by no more.
 import os
 import random
 from collections import defaultdict
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import llama_cpp
 import numpy as np
 import numpy.typing as npt
 import pytest
 
-from june.errors import GenerationError
 from june.llm.llama_cpp.answer import Answer
 from june.llm.llama_cpp.context import Context
 from june.llm.llama_cpp.engine import Engine
 from june.llm.meter import EngineStats
 from june.llm.scheduler import PrefillPace
-from june.messages import ChatMessage, ChatRequest, Delta, Sampling, Usage
+from june.messages import ChatMessage, ChatRequest, Sampling
 from june.settings import LlmSettings, Settings
-from june.workers import ModelThread, StopFlag
-from tests.conftest import CATALOGUE, LLM
+from tests.conftest import LLM
+from tests.test_llm import Listener, run, with_engine
 
-T = TypeVar("T")
 Logits = npt.NDArray[np.float32]
 
 SYSTEM = "You are a friend who knows a lot about animals, and answers in short sentences. " * 4
 FORCED = 40
 OTHERS = ("house", "table", "water", "bread", "music", "train", "stars")
 WILD = Sampling(temperature=1.2, top_p=1, top_k=0, seed=5)
-
-
-@dataclass(eq=False)
-class Listener:
-    """A reader that keeps what it is given."""
-
-    stop: StopFlag = field(default_factory=StopFlag)
-    text: str = ""
-    usage: Usage | None = None
-    error: GenerationError | None = None
-    has_ended: bool = False
-
-    def post(self, item: Delta) -> None:
-        """Keep the text."""
-        self.text += item.text
-        self.usage = item.usage
-
-    def end(self, error: GenerationError | None = None) -> None:
-        """Keep the error."""
-        self.error = error
-        self.has_ended = True
 
 
 class Forced(Engine):
@@ -85,35 +61,6 @@ def single_thread(settings: Settings) -> LlmSettings:
 def asks(name: str, *, system: str = SYSTEM, max_tokens: int = FORCED) -> ChatRequest:
     messages = (ChatMessage("system", system), ChatMessage("user", f"Tell me of the {name}."))
     return ChatRequest(messages, Sampling(temperature=0), max_tokens, conversation=name, ignore_eos=True)
-
-
-async def with_engine(
-    make: Callable[..., Engine], settings: LlmSettings, path: Path, work: Callable[[Any], T]
-) -> T:
-    """What `work` returns on a thread of its own with an engine of its own."""
-
-    def job(_stop: StopFlag) -> T:
-        engine = make(settings, CATALOGUE[LLM], path, settings.context_tokens, offloaded=False)
-        try:
-            return work(engine)
-        finally:
-            engine.free()
-
-    thread = ModelThread("llm")
-    try:
-        return await thread.run(job)
-    finally:
-        await thread.close()
-
-
-def run(engine: Engine, *requests: ChatRequest) -> list[Listener]:
-    """All of them at once, to their end."""
-    listeners = [Listener() for _ in requests]
-    for request, listener in zip(requests, listeners, strict=True):
-        engine.begin(request, listener)
-    while engine.is_busy:
-        engine.step()
-    return listeners
 
 
 def logits_of(engine: Forced, name: str, *requests: ChatRequest) -> Logits:

@@ -23,6 +23,7 @@ from june.settings import LlmSettings, Settings
 from june.workers import ModelThread, StopFlag
 from tests.conftest import CATALOGUE, LLM
 
+E = TypeVar("E", bound=Engine)
 T = TypeVar("T")
 
 GREEDY = Sampling(temperature=0)
@@ -326,7 +327,7 @@ async def test_when_the_engine_breaks_every_reader_is_told(
 # --- the engine itself, batch by batch ---
 
 
-@dataclass
+@dataclass(eq=False)
 class Listener:
     """A reader that keeps what it is given."""
 
@@ -357,16 +358,15 @@ class Forgetful(Engine):
         return written
 
 
-async def with_engine(
-    make: type[Engine], llm_settings: LlmSettings, path: Path, work: Callable[[Engine], T]
-) -> T:
+async def with_engine(make: type[E], llm_settings: LlmSettings, path: Path, work: Callable[[E], T]) -> T:
     """What `work` returns on a thread of its own with an engine of its own."""
 
     def job(_stop: StopFlag) -> T:
         engine = make(llm_settings, CATALOGUE[LLM], path, llm_settings.context_tokens, offloaded=False)
-        result = work(engine)
-        engine.free()
-        return result
+        try:
+            return work(engine)
+        finally:
+            engine.free()
 
     thread = ModelThread("llm")
     try:
@@ -375,21 +375,21 @@ async def with_engine(
         await thread.close()
 
 
+def run(engine: Engine, *requests: ChatRequest) -> list[Listener]:
+    """All of them at once, to their end."""
+    listeners = [Listener() for _ in requests]
+    for request, listener in zip(requests, listeners, strict=True):
+        engine.begin(request, listener)
+    while engine.is_busy:
+        engine.step()
+    return listeners
+
+
 async def read_all(
     make: type[Engine], llm_settings: LlmSettings, path: Path, requests: Iterable[ChatRequest]
 ) -> list[Listener]:
     """What each is answered when all ask before the first batch."""
-
-    def work(engine: Engine) -> list[Listener]:
-        listeners = []
-        for request in requests:
-            listeners.append(Listener())
-            engine.begin(request, listeners[-1])
-        while engine.is_busy:
-            engine.step()
-        return listeners
-
-    return await with_engine(make, llm_settings, path, work)
+    return await with_engine(make, llm_settings, path, lambda engine: run(engine, *requests))
 
 
 async def test_what_others_say_changes_not_a_bit_of_an_answer(
