@@ -88,7 +88,7 @@ class Queue(Database):
         Raises:
             QueueError: the key stands for a claim that is over, or for another request.
         """
-        if once is not None and (earlier := _earlier(sql, once)) is not None:
+        if (earlier := _earlier(sql, once)) is not None:
             found = read_message(sql, earlier["message_id"])
             if found.status != "PROCESSING" or found.attempts != earlier["attempts"]:
                 raise QueueError("conflict", f"That claim of message {found.id} is over.")
@@ -119,7 +119,7 @@ class Queue(Database):
         Raises:
             QueueError: it is not claimed, or was claimed again since.
         """
-        if once is not None and (earlier := _earlier(sql, once)) is not None:
+        if (earlier := _earlier(sql, once)) is not None:
             return read_message(sql, earlier["message_id"])
         _claimed(sql, message_id, attempts)
         sql.execute(
@@ -146,7 +146,7 @@ class Queue(Database):
         Raises:
             QueueError: it is not claimed, or was claimed again since.
         """
-        if once is not None and (earlier := _earlier(sql, once)) is not None:
+        if (earlier := _earlier(sql, once)) is not None:
             return read_message(sql, earlier["message_id"])
         row = _claimed(sql, message_id, attempts)
         answer = Outbound(
@@ -179,7 +179,7 @@ class Queue(Database):
         Raises:
             QueueError: it is not claimed, or was claimed again since.
         """
-        if once is not None and (earlier := _earlier(sql, once)) is not None:
+        if (earlier := _earlier(sql, once)) is not None:
             return read_message(sql, earlier["message_id"])
         _claimed(sql, message_id, attempts)
         if retry:
@@ -195,7 +195,7 @@ class Queue(Database):
         Raises:
             QueueError: it replies to a message that is not in its chat; the key stands for another request.
         """
-        if once is not None and (earlier := _earlier(sql, once)) is not None:
+        if (earlier := _earlier(sql, once)) is not None:
             return read_message(sql, earlier["message_id"])
         outbound = Outbound(
             letter.chat,
@@ -461,8 +461,10 @@ def _platform_id(sql: Transaction, letter: Letter) -> str:
     return str(row["platform_id"])
 
 
-def _earlier(sql: Transaction, once: Once) -> Row | None:
-    """What became of the first request with this key; None: this is the first."""
+def _earlier(sql: Transaction, once: Once | None) -> Row | None:
+    """What became of the first request with this key; None: this is the first, or has no key."""
+    if once is None:
+        return None
     row = sql.row(
         "SELECT * FROM idempotency_keys WHERE key = :key AND created_at_s > :since_s",
         key=once.key,
