@@ -2,7 +2,7 @@
 
 from aiohttp import web
 
-from june.api.requests import Claim, Extend, Fail, Respond, path_id, read_body, read_key
+from june.api.requests import ONE_MESSAGE, Claim, Extend, Fail, Respond, path_id, read_body, read_key
 from june.api.services import Services, answer
 
 
@@ -15,12 +15,11 @@ class Claims:
 
     def routes(self) -> list[web.RouteDef]:
         """Where they stand."""
-        one = "/v1/messages/{id:[1-9][0-9]{0,17}}"
         return [
             web.post("/v1/messages/claim", self._claim),
-            web.post(f"{one}/extend", self._extend),
-            web.post(f"{one}/respond", self._respond),
-            web.post(f"{one}/fail", self._fail),
+            web.post(f"{ONE_MESSAGE}/extend", self._extend),
+            web.post(f"{ONE_MESSAGE}/respond", self._respond),
+            web.post(f"{ONE_MESSAGE}/fail", self._fail),
         ]
 
     async def _claim(self, request: web.Request) -> web.Response:

@@ -7,6 +7,7 @@ from http import HTTPStatus
 from aiohttp import web
 
 from june.api.requests import (
+    ONE_MESSAGE,
     ChangeStatus,
     ChangeText,
     ListQuery,
@@ -36,15 +37,14 @@ class Messages:
 
     def routes(self) -> list[web.RouteDef]:
         """Where they stand."""
-        one = "/v1/messages/{id:[1-9][0-9]{0,17}}"
         return [
             web.get("/v1/messages", self._list, allow_head=False),
             web.post("/v1/messages", self._send),
-            web.get(one, self._get, allow_head=False),
-            web.put(one, self._replace),
-            web.patch(one, self._change),
-            web.get(f"{one}/audio", self._audio, allow_head=False),
-            web.get(f"{one}/reply", self._reply, allow_head=False),
+            web.get(ONE_MESSAGE, self._get, allow_head=False),
+            web.put(ONE_MESSAGE, self._replace),
+            web.patch(ONE_MESSAGE, self._change),
+            web.get(f"{ONE_MESSAGE}/audio", self._audio, allow_head=False),
+            web.get(f"{ONE_MESSAGE}/reply", self._reply, allow_head=False),
         ]
 
     async def _list(self, request: web.Request) -> web.Response:

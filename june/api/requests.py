@@ -16,6 +16,8 @@ from june.store import MAX_TEXT, Filter, Once, Status
 
 M = TypeVar("M", bound=BaseModel)
 
+ONE_MESSAGE = "/v1/messages/{id:[1-9][0-9]{0,17}}"
+"""The path of a message; `path_id` reads its id."""
 MAX_BODY_BYTES = 256 * 1024
 """A text of 20,000 characters beyond the first plane, each escaped as two of JSON's \\uXXXX."""
 NUL_FREE = r"^[^\x00]*$"

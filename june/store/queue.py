@@ -32,6 +32,7 @@ MAY_CHANGE: Mapping[str, Mapping[Status, tuple[Status, ...]]] = {
 
 UNANSWERED = "is_question AND answered_by IS NULL AND status IN ('NEW', 'SENT') AND expires_at_s <= :now_s"
 """A question whose time is over."""
+LEASE_ENDED = "status = 'PROCESSING' AND claimed_by = 'program' AND lease_until_s <= :now_s"
 MAX_TEXT = 20_000
 """Characters of a message that a program sends."""
 KEY_VALID_S = 24 * 3600.0
@@ -291,8 +292,7 @@ class Queue(Database):
         """Whether `expire` would find something."""
         found = sql.rows(
             f"SELECT 1 FROM messages WHERE {UNANSWERED} UNION ALL"  # noqa: S608 - a constant
-            " SELECT 1 FROM messages WHERE status = 'PROCESSING' AND claimed_by = 'program'"
-            " AND lease_until_s <= :now_s LIMIT 1",
+            f" SELECT 1 FROM messages WHERE {LEASE_ENDED} LIMIT 1",
             now_s=sql.now_s,
         )
         return bool(found)
@@ -304,8 +304,7 @@ class Queue(Database):
         What was claimed `max_attempts` times is ERROR, and `explain` may tell the owner.
         """
         leases = sql.rows(
-            "SELECT id FROM messages"
-            " WHERE status = 'PROCESSING' AND claimed_by = 'program' AND lease_until_s <= :now_s ORDER BY id",
+            f"SELECT id FROM messages WHERE {LEASE_ENDED} ORDER BY id",  # noqa: S608 - a constant
             now_s=sql.now_s,
         )
         for row in leases:
