@@ -181,13 +181,13 @@ async def test_closing_a_stream_stops_the_model_and_the_next_answer_is_right(llm
     assert (await answer(llm, asks(ECHO))).text == EMOJI
 
 
-async def test_cancelling_a_prefill_stops_within_a_chunk(llm: LlamaCpp) -> None:
+async def test_cancelling_a_prefill_stops_it(llm: LlamaCpp) -> None:
     fills_the_context = asks("word " * 3_900)
-    begin = time.perf_counter()
+    evaluated_tokens = llm.stats().prompt_tokens_evaluated
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.2):
             await answer(llm, fills_the_context)
-    assert time.perf_counter() - begin < 0.2 + 0.3
+    assert llm.stats().prompt_tokens_evaluated - evaluated_tokens < 3_900 / 2
     assert (await answer(llm, asks(ECHO))).text == EMOJI
 
 
@@ -264,12 +264,14 @@ async def test_one_is_cancelled_and_the_others_do_not_notice(llm: LlamaCpp) -> N
     others = [asyncio.create_task(answer(llm, says(emoji * 4))) for emoji in "🎉🦄🍕"]
     long = llm.stream(asks("word " * 1_500))
     reading = asyncio.create_task(anext(long))
-    await asyncio.sleep(0.05)
-    begin = time.perf_counter()
+    async with asyncio.timeout(30):
+        while llm.stats().running <= len(others):
+            await asyncio.sleep(0.001)
+    steps = llm.stats().steps
     reading.cancel()
     with pytest.raises(asyncio.CancelledError):
         await reading
-    assert time.perf_counter() - begin < 0.3  # a chunk takes longer
+    assert llm.stats().steps - steps <= 2
     assert [written_in(each.text) for each in await asyncio.gather(*others)] == [{"🎉"}, {"🦄"}, {"🍕"}]
 
 
