@@ -125,7 +125,10 @@ async def test_ignoring_the_end_writes_exactly_as_many_tokens_as_asked(llm: Llam
     assert (written.usage.completion_tokens, written.finish_reason) == (50, "length")
 
 
-async def test_characters_of_several_tokens_arrive_whole(llm: LlamaCpp) -> None:
+async def test_characters_of_several_tokens_arrive_whole(
+    llm: LlamaCpp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answers, "TELL_EVERY_S", 0)
     emoji = await answer(llm, asks(ECHO))
     assert emoji.pieces == ["🎉", "🦄", "🎉", "🦄"]
     assert emoji.usage.completion_tokens > 2 * len(emoji.pieces)
