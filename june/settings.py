@@ -54,6 +54,9 @@ def _expand(value: object) -> Path:
 
 
 PathSetting = Annotated[Path, BeforeValidator(_expand)]
+OptionalPath = Annotated[
+    Path | Literal[""], BeforeValidator(lambda value: "" if value == "" else _expand(value))
+]
 Seconds = Annotated[float, Field(gt=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 
@@ -161,6 +164,11 @@ class LlmSettings(Section):
     """Prompt tokens evaluated at a time, of all conversations; running answers go on between chunks."""
     prefill_pause_s: float = Field(default=0.2, gt=0, le=10)
     """How long a chunk may hold up running answers, in seconds; it becomes smaller for that."""
+    state_dir: OptionalPath = ""
+    """Folder, relative to the settings file, for what the cache held of conversations that lost their place
+    or were there when june ended: their history is not evaluated anew. Personal data; empty: none is kept."""
+    state_max_gb: float = Field(default=2.0, gt=0)
+    """Size of that folder in GB; the oldest are deleted first."""
     system_prompt: str = (
         "You are june, a helpful voice assistant. Answer in one to three short sentences of plain, "
         "speakable text, without lists or markdown."
@@ -462,7 +470,10 @@ def load_settings(file: Path | None = None) -> Settings:
     folder = chosen.resolve().parent
     models = settings.models.model_copy(update={"directory": folder / settings.models.directory})
     store = settings.store.model_copy(update={"path": folder / settings.store.path})
-    return settings.model_copy(update={"models": models, "store": store})
+    llm = settings.llm
+    if llm.state_dir:
+        llm = llm.model_copy(update={"state_dir": folder / llm.state_dir})
+    return settings.model_copy(update={"models": models, "llm": llm, "store": store})
 
 
 _FileSettings = create_model(

@@ -195,6 +195,51 @@ class ModelThread:
             thread.join()
 
 
+class SideThread:
+    """One thread for what another thread shall not wait for, such as writing a file; one job at a time.
+
+    Its owner is one thread, which need not be the event loop's.
+
+    Args:
+        name: the thread's.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._jobs: queue.SimpleQueue[tuple[Callable[[], None], Future[None]] | None] = queue.SimpleQueue()
+        self._last: Future[None] | None = None
+        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
+        self._thread.start()
+
+    def _work(self) -> None:
+        while (item := self._jobs.get()) is not None:
+            job, outcome = item
+            try:
+                job()
+            except BaseException as error:  # handed on to whoever waits, whatever it is
+                outcome.set_exception(error)
+            else:
+                outcome.set_result(None)
+            del item, job, outcome  # what they hold would stay until the next one comes
+
+    def run(self, job: Callable[[], None]) -> None:
+        """Begin a job; waits for the one before, and raises what that raised."""
+        self.wait()
+        self._last = Future()
+        self._jobs.put((job, self._last))
+
+    def wait(self) -> None:
+        """Return when no job is at work; raises what the last one raised."""
+        last, self._last = self._last, None
+        if last is not None:
+            last.result()
+
+    def close(self) -> None:
+        """Let the job that is at work end, and the thread with it; raises what the job raised."""
+        self._jobs.put(None)
+        self._thread.join()
+        self.wait()
+
+
 class Mailbox:
     """What a thread has for the event loop, handed over at one wake-up; made on the event loop.
 

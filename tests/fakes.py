@@ -97,6 +97,11 @@ class FakeLlm(FakeModel):
     before_last: asyncio.Event | None = None
     most_messages: int = 1_000
     requests: list[ChatRequest] = field(default_factory=list)
+    forgotten: list[str] = field(default_factory=list)
+
+    async def forget(self, conversation: str) -> None:
+        """Note it."""
+        self.forgotten.append(conversation)
 
     async def stream(self, request: ChatRequest) -> AsyncGenerator[Delta, None]:
         """See the Protocol."""

@@ -74,7 +74,7 @@ def logits_of(engine: Forced, name: str, *requests: ChatRequest) -> Logits:
 def clean(engine: Engine, chunk_tokens: int = 256) -> None:
     """Empty the cache: where a sequence lies in it changes the rounding too."""
     engine._context.rebuild()  # noqa: SLF001 - nothing else empties it
-    engine._scheduler.forget()  # noqa: SLF001
+    engine._scheduler.lose_cache()  # noqa: SLF001
     engine._pace = PrefillPace(chunk_tokens, 10)  # noqa: SLF001
 
 
@@ -191,7 +191,7 @@ def churn(engine: Engine, requests: int) -> EngineStats:
     assert resident_bytes() < warm_bytes * 1.02
     stats = engine.stats()
     assert (stats.running, stats.waiting, stats.failed) == (0, 0, 0)
-    engine._scheduler.forget()  # noqa: SLF001
+    engine._scheduler.lose_cache()  # noqa: SLF001
     assert engine._scheduler.kv_used_tokens == 0  # noqa: SLF001
     return stats
 

@@ -251,7 +251,7 @@ def test_a_lost_cache_is_evaluated_anew_in_the_same_order() -> None:
         desk.step()
     for cells in cache.sequences:
         cells.clear()
-    desk.scheduler.forget()
+    desk.scheduler.lose_cache()
     assert desk.scheduler.generations() == sharing
     assert desk.submit([1] * 3, conversation="ann").cached_tokens == 0
     desk.finish_all()
@@ -353,7 +353,7 @@ class Conversations(RuleBasedStateMachine):
             cells.clear()
         before = self.desk.scheduler.generations()
         self.sent_back = SEQUENCES
-        self.desk.scheduler.forget()
+        self.desk.scheduler.lose_cache()
         assert self.desk.scheduler.generations() == before
 
     @invariant()

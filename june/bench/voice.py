@@ -96,7 +96,7 @@ class FixedLength:
         self._llm = llm
         self._tokens = tokens
         self.load, self.warm_up, self.close = llm.load, llm.warm_up, llm.close
-        self.describe = llm.describe
+        self.describe, self.forget = llm.describe, llm.forget
 
     def stream(self, request: ChatRequest) -> AsyncGenerator[Delta, None]:
         """The answer of `tokens` tokens."""
@@ -133,6 +133,9 @@ class PacedModel:
 
     async def close(self) -> None:
         """Nothing to free."""
+
+    async def forget(self, conversation: str) -> None:
+        """Nothing is kept."""
 
     def describe(self) -> ModelDescription:
         """A model on another machine, as far as june's cores are concerned."""

@@ -37,11 +37,18 @@ class ChatModel(Protocol):
                 "bad_grammar"), which ends this request alone.
         """
 
+    async def forget(self, conversation: str) -> None:
+        """Keep nothing of a conversation, in memory or in `llm.state_dir`, whether a model is loaded or not.
+
+        Raises:
+            GenerationError: what was saved cannot be deleted.
+        """
+
     def describe(self) -> ModelDescription:
         """The model, for people and machines to read."""
 
     async def close(self) -> None:
-        """Free the model and end its thread."""
+        """Save conversations, if there is `llm.state_dir`, free the model and end its thread."""
 
 
 CPU_WORKSPACE_BYTES = 100_000_000

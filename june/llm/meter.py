@@ -50,6 +50,7 @@ class EngineStats:
     """In all batches together."""
     prompt_tokens_evaluated: int
     prompt_tokens_reused: int
+    prompt_tokens_restored: int
     completion_tokens: int
     evictions: int
     cancelled: int
@@ -76,15 +77,19 @@ class Meter:
     def __init__(self) -> None:
         self._steps = self._batch_tokens = 0
         self._step_s = self._decode_s = 0.0
-        self._evaluated = self._reused = self._completed = 0
+        self._evaluated = self._reused = self._restored = self._completed = 0
         self._evictions = self._cancelled = self._failed = self._rebuilt = 0
         self._recent: deque[AnswerTimes] = deque(maxlen=RECENT_ANSWERS)
         self._held = 0, 0, 0
 
     def admitted(self, generation: Generation) -> None:
         """An answer has got its sequence."""
-        self._reused += generation.cached_tokens
-        llm_prompt_tokens_total.labels(source="reused").inc(generation.cached_tokens)
+        reused = generation.cached_tokens - generation.restored_tokens
+        self._reused += reused
+        self._restored += generation.restored_tokens
+        llm_prompt_tokens_total.labels(source="reused").inc(reused)
+        if generation.restored_tokens:
+            llm_prompt_tokens_total.labels(source="restored").inc(generation.restored_tokens)
         llm_queue_wait_seconds.observe(generation.admitted_s - generation.submitted_s)
 
     def stepped(self, step_s: float, decode_s: float, batch_tokens: int, prompt_tokens: int) -> None:
@@ -155,6 +160,7 @@ class Meter:
             batch_tokens=self._batch_tokens,
             prompt_tokens_evaluated=self._evaluated,
             prompt_tokens_reused=self._reused,
+            prompt_tokens_restored=self._restored,
             completion_tokens=self._completed,
             evictions=self._evictions,
             cancelled=self._cancelled,

@@ -19,6 +19,8 @@ from june.errors import GenerationError
 
 SMALLEST_CHUNK_TOKENS = 32
 """Fewer prompt tokens in a batch cost more each: SmolLM2 as Q8_0 on 2 cores."""
+SHORTEST_SAVED_TOKENS = 256
+"""Fewer are evaluated in one batch (`llm.prefill_chunk_tokens`): not worth a file."""
 
 
 class Memory(Protocol):
@@ -29,6 +31,25 @@ class Memory(Protocol):
 
     def truncate(self, sequence: int, tokens: int) -> bool:
         """Keep only the first `tokens` of a sequence; False if it can only be emptied."""
+
+
+class SavedStates(Protocol):
+    """Sequences of conversations that have left the cache, one for each at most."""
+
+    def save(self, sequence: "KvSequence") -> None:
+        """Keep what a conversation's sequence holds."""
+
+    def tokens(self, conversation: str) -> Sequence[int]:
+        """What is kept of a conversation; empty if nothing is."""
+
+    def restore(self, conversation: str, sequence: int) -> bool:
+        """Let the empty `sequence` hold what is kept, which is not kept any longer.
+
+        Returns False if it cannot be had; the sequence is empty then, and nothing is kept.
+        """
+
+    def forget(self, conversation: str) -> None:
+        """What is kept of a conversation, if anything, is of no use any more."""
 
 
 @dataclass(slots=True, eq=False)
@@ -61,6 +82,7 @@ class Generation:
         kv_tokens: the most of them that the cache will ever hold.
         conversation: names the chat; empty for none.
         cached_tokens: how much of the prompt was in the cache when it was admitted.
+        restored_tokens: how much of that had been saved, and was put there then.
         submitted_s: when it was asked for, by `time.perf_counter`.
         admitted_s: when it got its sequence.
         first_token_s: when its first token was drawn; 0 before.
@@ -71,6 +93,7 @@ class Generation:
     kv_tokens: int
     conversation: str = ""
     cached_tokens: int = field(default=0, init=False)
+    restored_tokens: int = field(default=0, init=False)
     submitted_s: float = field(default=0.0, init=False)
     admitted_s: float = field(default=0.0, init=False)
     first_token_s: float = field(default=0.0, init=False)
@@ -105,6 +128,8 @@ class Scheduler(Generic[G]):
         max_waiting: answers that may wait to be admitted.
         shares_prefixes: whether a sequence can begin as a copy of a part of another. Recurrent models
             cannot: their state is that after the last token.
+        states: where conversations are kept that lose their sequence; None: nowhere.
+        shortest_saved_tokens: what has fewer is not saved, and what saves fewer is not restored.
         on_admitted: told of each answer that gets a sequence.
         on_evicted: told when a conversation is about to lose its sequence to another.
     """
@@ -118,6 +143,8 @@ class Scheduler(Generic[G]):
         chunk_tokens: int,
         max_waiting: int,
         shares_prefixes: bool = True,
+        states: SavedStates | None = None,
+        shortest_saved_tokens: int = SHORTEST_SAVED_TOKENS,
         on_admitted: Callable[[G], None] = lambda _: None,
         on_evicted: Callable[[KvSequence], None] = lambda _: None,
     ) -> None:
@@ -127,6 +154,8 @@ class Scheduler(Generic[G]):
         self._chunk_tokens = chunk_tokens
         self._max_waiting = max_waiting
         self._shares_prefixes = shares_prefixes
+        self._states = states
+        self._shortest_saved_tokens = shortest_saved_tokens
         self._on_admitted = on_admitted
         self._on_evicted = on_evicted
         self._running: list[G] = []
@@ -191,7 +220,23 @@ class Scheduler(Generic[G]):
             self._waiting.remove(generation)
         self._admit()
 
-    def forget(self) -> None:
+    def conversations(self) -> list[KvSequence]:
+        """Idle sequences of conversations that are long enough to be saved, the one used last at the end."""
+        named = (each for each in self._sequences if each.conversation and not each.is_running)
+        return sorted(filter(self._is_worth_saving, named), key=lambda each: each.last_used)
+
+    def forget(self, conversation: str) -> None:
+        """Drop a conversation from the cache; what is being written for it goes on, and leaves at its end."""
+        for generation in self.generations():
+            if generation.conversation == conversation:
+                generation.conversation = ""
+        for each in self._sequences:
+            if each.conversation == conversation:
+                each.conversation = ""
+                if not each.is_running:
+                    self._truncate(each, 0)
+
+    def lose_cache(self) -> None:
         """The cache was lost: all who run go back to the head of the queue, and are evaluated anew.
 
         More may wait then than may otherwise: nobody who was admitted is refused.
@@ -254,34 +299,76 @@ class Scheduler(Generic[G]):
         candidates = self._sequences if self._shares_prefixes else [target]
         source = max(candidates, key=lambda each: (_common(each.tokens, prompt), each is target))
         same = _common(source.tokens, prompt)
+        saved = self._saved(generation, prompt, same)
+        shared = [] if saved else source.cells[:same]
 
         # What others may still write is theirs; an idle sequence stays only if there is room besides.
-        room = self._kv_tokens - (generation.kv_tokens - same)
+        room = self._kv_tokens - (generation.kv_tokens - len(shared))
         room -= sum(each.kv_tokens - len(each.sequence.tokens) for each in self._running)
-        held = set(source.cells[:same]).union(*(each.sequence.cells for each in self._running))
+        held = set(shared).union(*(each.sequence.cells for each in self._running))
         if len(held) > room:
             return False
         if target.conversation != generation.conversation:
             self._evict(target)
         if source is not target:
             self._truncate(target, 0)
-            self._memory.copy(source.index, target.index, same)
-            target.tokens, target.cells = source.tokens[:same], source.cells[:same]
-            self._kv_used = None
-        generation.cached_tokens = self._truncate(target, same)
-        for each in reversed(idle):
-            if each is not target:
-                held.update(each.cells)
-                if len(held) > room:
-                    self._evict(each)
-                    self._truncate(each, 0)
+            self._share(source, target, len(shared))
+        generation.cached_tokens, generation.restored_tokens = self._truncate(target, len(shared)), 0
+        self._make_room([each for each in idle if each is not target], held, room)
+        if saved and not self._restore(generation, target, saved):
+            return self._place(generation)  # as if it had never been saved
+        self._give(target, generation)
+        return True
 
+    def _share(self, source: KvSequence, target: KvSequence, tokens: int) -> None:
+        """Let the empty target begin as the source does."""
+        if tokens:
+            self._memory.copy(source.index, target.index, tokens)
+            target.tokens, target.cells = source.tokens[:tokens], source.cells[:tokens]
+            self._kv_used = None
+
+    def _make_room(self, idle: list[KvSequence], held: set[int], room: int) -> None:
+        """Empty idle sequences, the one least missed first, until no more than `room` is held with them."""
+        for each in reversed(idle):
+            held.update(each.cells)
+            if len(held) > room:
+                self._evict(each)
+                self._truncate(each, 0)
+
+    def _give(self, sequence: KvSequence, generation: G) -> None:
+        """Let the answer run in the sequence, which is now the conversation's only one."""
         for each in self._sequences:
             if each.conversation == generation.conversation:
                 each.conversation = ""
-        target.conversation = generation.conversation
-        target.is_running = True
-        generation.sequence = target
+        sequence.conversation = generation.conversation
+        sequence.is_running = True
+        generation.sequence = sequence
+        if self._states is not None and generation.conversation:
+            self._states.forget(generation.conversation)  # what was not restored will never be
+
+    def _saved(self, generation: G, prompt: Sequence[int], cached: int) -> list[int]:
+        """What was saved of the conversation, if it is worth restoring; else none.
+
+        It has to fit into what the cache will have for the answer, since it is restored whole.
+        """
+        if self._states is None or not generation.conversation:
+            return []
+        saved = list(self._states.tokens(generation.conversation))
+        same = _common(saved, prompt)
+        is_usable = self._shares_prefixes or same == len(saved)
+        if is_usable and len(saved) <= generation.kv_tokens and same - cached >= self._shortest_saved_tokens:
+            return saved
+        return []
+
+    def _restore(self, generation: G, target: KvSequence, saved: list[int]) -> bool:
+        """Put what was saved into the empty target; False if it cannot be had."""
+        assert self._states is not None  # noqa: S101 - nothing is saved otherwise
+        if not self._states.restore(generation.conversation, target.index):
+            return False
+        target.tokens, target.cells = saved, [next(self._cells) for _ in saved]
+        self._kv_used = None
+        same = self._truncate(target, _common(saved, generation.tokens[:-1]))
+        generation.cached_tokens = generation.restored_tokens = same
         return True
 
     def _target(self, conversation: str, prompt: Sequence[int], idle: list[KvSequence]) -> KvSequence:
@@ -302,8 +389,13 @@ class Scheduler(Generic[G]):
     def _evict(self, sequence: KvSequence) -> None:
         """Somebody else needs what the sequence holds."""
         if sequence.conversation and sequence.tokens:
+            if self._states is not None and self._is_worth_saving(sequence):
+                self._states.save(sequence)
             self._on_evicted(sequence)
         sequence.conversation = ""
+
+    def _is_worth_saving(self, sequence: KvSequence) -> bool:
+        return len(sequence.tokens) >= self._shortest_saved_tokens
 
     def _truncate(self, sequence: KvSequence, length: int) -> int:
         """Cut the sequence to `length` tokens, or to none if the model refuses; how many are left."""

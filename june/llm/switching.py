@@ -98,6 +98,12 @@ class SwitchableModel:
             if not self._answers:
                 self._is_idle.set()
 
+    async def forget(self, conversation: str) -> None:
+        """Keep nothing of a conversation; while models are exchanged it waits. See the Protocol."""
+        while not self._is_open.is_set():  # the old model saves conversations when it is freed
+            await self._is_open.wait()
+        await self.backend.forget(conversation)
+
     def describe(self) -> ModelDescription:
         """The model that is loaded, or was last."""
         return self.backend.describe()

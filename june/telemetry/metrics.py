@@ -63,7 +63,7 @@ llm_waiting = Gauge("june_llm_waiting", "Answers that wait for a place in the ca
 llm_kv_tokens = Gauge("june_llm_kv_tokens", "What the cache has room for, in tokens.")
 llm_kv_used_tokens = Gauge("june_llm_kv_used_tokens", "What the cache holds, in tokens.")
 llm_prompt_tokens_total = Counter(
-    "june_llm_prompt_tokens", "Prompt tokens, evaluated or reused from the cache.", ["source"]
+    "june_llm_prompt_tokens", "Prompt tokens, evaluated, reused from the cache or restored.", ["source"]
 )
 llm_evictions_total = Counter("june_llm_evictions", "Conversations that lost their place in the cache.")
 llm_cancelled_total = Counter("june_llm_cancelled", "Answers that nobody wanted any more.")

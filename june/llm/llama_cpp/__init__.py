@@ -7,10 +7,11 @@ business. Nothing outside this package imports the library.
 """
 
 import asyncio
+import hashlib
 import queue
 from collections import deque
 from collections.abc import AsyncGenerator, Iterator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from weakref import WeakSet
@@ -20,10 +21,11 @@ from june import hardware
 with hardware.openmp_bound_to_cores():  # before the package's other modules import it
     import llama_cpp
 
-from june.errors import GenerationError
+from june.errors import GenerationError, ModelLoadError
 from june.llm import capacity, kv_budget_tokens, kv_bytes, require_gpu, require_memory
 from june.llm.llama_cpp.engine import Engine
 from june.llm.meter import EngineStats
+from june.llm.states import StateFiles
 from june.messages import ChatMessage, ChatRequest, Delta, Device, ModelDescription, Sampling
 from june.models import Model
 from june.settings import LlmSettings
@@ -39,17 +41,23 @@ class LlamaCpp:
         self._name = model.name
         self._path = path
         self._thread = ModelThread("llm")
-        self._requests: queue.SimpleQueue[tuple[ChatRequest, Channel[Delta]] | None] = queue.SimpleQueue()
+        self._requests: queue.SimpleQueue[tuple[ChatRequest | _Forget, Channel[Delta]] | None] = (
+            queue.SimpleQueue()
+        )
         self._channels: WeakSet[Channel[Delta]] = WeakSet()
         self._engine: Engine | None = None
         self._serving: asyncio.Task[None] | None = None
+        self._is_closing = False
+        self._files: StateFiles | None = None
+        if settings.state_dir:
+            self._files = StateFiles(settings.state_dir, round(settings.state_max_gb * 1e9))
 
     async def load(self) -> None:
         """Read the weights, and serve.
 
         Raises:
-            ModelLoadError: it needs a GPU or memory that is not here, a part of it would stay on the CPU, or
-                llama.cpp does not take the file.
+            ModelLoadError: it needs a GPU or memory that is not here, a part of it would stay on the CPU,
+                llama.cpp does not take the file, or `llm.state_dir` cannot be written to.
         """
         assert self._engine is None  # noqa: S101 - nothing is loaded twice
         gpus = hardware.find_gpus()
@@ -65,12 +73,21 @@ class LlamaCpp:
             offloaded=offloaded,
             available_bytes=hardware.available_memory_bytes(),
         )
-        self._engine = await self._thread.run(
-            lambda _: Engine(self._settings, self._model, self._path, kv_tokens, offloaded=offloaded)
-        )
+        self._engine = await self._thread.run(lambda _: self._open_engine(kv_tokens, offloaded=offloaded))
         self._mailbox = Mailbox()
         self._serving = asyncio.create_task(self._thread.run(self._serve, self._engine))
         self._serving.add_done_callback(self._end_all)
+
+    def _open_engine(self, kv_tokens: int, *, offloaded: bool) -> Engine:
+        if self._files is not None:
+            try:
+                self._files.open(_state_maker(self._model, self._settings, offloaded=offloaded))
+            except OSError as error:
+                detail = f"llm.state_dir: {self._settings.state_dir} cannot be written to: {error.strerror}."
+                raise ModelLoadError(detail) from None
+        return Engine(
+            self._settings, self._model, self._path, kv_tokens, offloaded=offloaded, files=self._files
+        )
 
     async def warm_up(self) -> None:
         """Evaluate the system prompt and one token; the first turn finds the prompt in the cache."""
@@ -93,6 +110,35 @@ class LlamaCpp:
             raise _ended(self._serving)
         if self._requests.qsize() > self._settings.max_waiting:
             raise GenerationError("busy", f"{self._settings.max_waiting} answers wait already.")
+        async with aclosing(self._ask(request)) as deltas:
+            async for delta in deltas:
+                yield delta
+
+    async def forget(self, conversation: str) -> None:
+        """Keep nothing of a conversation; see the Protocol."""
+        if self._serving is not None:
+            if not self._is_closing and not self._serving.done():
+                with suppress(GenerationError):  # the engine failed, and its cache is gone
+                    async for _ in self._ask(_Forget(conversation)):
+                        pass
+            else:
+                await asyncio.wait([self._serving])  # it may save what is to be forgotten
+        if self._files is not None:
+            deleting = ModelThread("llm")
+            try:
+                await deleting.run(lambda _: self._delete_state(conversation))
+            finally:
+                await deleting.close()
+
+    def _delete_state(self, conversation: str) -> None:
+        assert self._files is not None  # noqa: S101 - its caller looked
+        try:
+            self._files.forget(conversation)
+        except OSError as error:
+            raise GenerationError("llm_failed", f"A state cannot be deleted: {error.strerror}.") from None
+
+    async def _ask(self, request: "ChatRequest | _Forget") -> AsyncGenerator[Delta, None]:
+        """What the engine's thread has to say to a request."""
         channel = Channel[Delta](self._mailbox)
         self._channels.add(channel)
         self._requests.put((request, channel))
@@ -135,13 +181,17 @@ class LlamaCpp:
         return ModelDescription(self._name, "llama_cpp", device, details)
 
     async def close(self) -> None:
-        """Let the answers that were begun end, free the model and end its thread."""
+        """Let the answers that were begun end, save conversations, free the model and end its thread."""
+        self._is_closing = True
         if self._serving is not None:
             self._requests.put(None)
             await asyncio.wait([self._serving])
         if self._engine is not None:
             engine, self._engine = self._engine, None
             await self._thread.run(lambda _: engine.free())
+        if self._files is not None:
+            files = self._files
+            await self._thread.run(lambda _: files.close())
         await self._thread.close()
 
     def _serve(self, stop: StopFlag, engine: "Engine") -> None:
@@ -150,14 +200,22 @@ class LlamaCpp:
         with stop.interrupts(lambda: self._requests.put(None)):
             while engine.is_busy or not is_closing:
                 while not is_closing and (not engine.is_busy or not self._requests.empty()):
-                    request = self._requests.get()
-                    is_closing = request is None
-                    if request is not None:
-                        engine.begin(*request)
+                    asked = self._requests.get()
+                    is_closing = asked is None
+                    if asked is not None:
+                        self._take_on(engine, *asked)
                         self._mailbox.flush()  # of a request that was refused
                 if engine.is_busy:
                     engine.step()
                     self._mailbox.flush()
+        engine.save_conversations()
+
+    def _take_on(self, engine: Engine, request: "ChatRequest | _Forget", channel: Channel[Delta]) -> None:
+        if isinstance(request, _Forget):
+            engine.forget(request.conversation)
+            channel.end()
+        else:
+            engine.begin(request, channel)
 
     def _end_all(self, serving: "asyncio.Task[None]") -> None:
         for channel in self._channels:
@@ -169,6 +227,21 @@ def _ended(serving: "asyncio.Task[None]") -> GenerationError:
     error = GenerationError("llm_failed", "The language model no longer serves.")
     error.__cause__ = None if serving.cancelled() else serving.exception()
     return error
+
+
+def _state_maker(model: Model, settings: LlmSettings, *, offloaded: bool) -> str:
+    """A name for all that a state is made by: whatever of it changes, an older state is not read."""
+    weights = [file.sha256 for file in model.files]
+    number_format = None if offloaded else model.cpu_format
+    made_by = (weights, number_format, settings.kv_type, settings.flash_attention, llama_cpp.__version__)
+    return f"{model.name}-{settings.kv_type}-{hashlib.sha256(repr(made_by).encode()).hexdigest()[:16]}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Forget:
+    """Asks the engine to drop a conversation."""
+
+    conversation: str
 
 
 @dataclass(eq=False)

@@ -69,6 +69,28 @@ class Context:
         """`Memory.truncate`."""
         return bool(llama_cpp.llama_memory_seq_rm(self._memory, sequence, tokens, -1))
 
+    def state_bytes(self, sequence: int) -> int:
+        """How large the state of a sequence is."""
+        return int(llama_cpp.llama_state_seq_get_size(self.handle, sequence))
+
+    def state(self, sequence: int) -> bytearray:
+        """What the cache holds of a sequence, for a context of the same model and number format."""
+        state = bytearray(self.state_bytes(sequence))
+        buffer = (ctypes.c_uint8 * len(state)).from_buffer(state)
+        written = llama_cpp.llama_state_seq_get_data(self.handle, buffer, len(state), sequence)
+        del buffer  # while it is there, the size of the other cannot change
+        del state[written:]
+        return state
+
+    def set_state(self, sequence: int, state: bytearray, tokens: int) -> bool:
+        """Let an empty sequence hold a state of so many tokens; False, and it stays empty, if that fails."""
+        buffer = (ctypes.c_uint8 * len(state)).from_buffer(state)
+        read = llama_cpp.llama_state_seq_set_data(self.handle, buffer, len(state), sequence)
+        if read and llama_cpp.llama_memory_seq_pos_max(self._memory, sequence) == tokens - 1:
+            return True
+        self.truncate(sequence, 0)
+        return False
+
     def decode(self, parts: Sequence[Part[Answer]]) -> int:
         """Decode the parts in one batch, or give it up when most of it has lost its reader.
 

@@ -12,6 +12,7 @@ from june.llm import layers_to_offload
 from june.llm.llama_cpp.answer import Answer, Reader
 from june.llm.llama_cpp.context import DECODE_ABORTED, DECODE_INVALID, DECODED, Context, last_rows, threads_of
 from june.llm.llama_cpp.sampling import Sampler
+from june.llm.llama_cpp.states import SequenceStates
 from june.llm.llama_cpp.template import template_of
 from june.llm.llama_cpp.vocabulary import Vocabulary
 from june.llm.llama_cpp.weights import converted
@@ -20,6 +21,7 @@ from june.llm.output import Output
 from june.llm.prompt import Prompts
 from june.llm.reasoning import CLOSING
 from june.llm.scheduler import Part, PrefillPace, Scheduler
+from june.llm.states import StateFiles
 from june.messages import ChatRequest
 from june.models import Model
 from june.settings import LlmSettings
@@ -31,13 +33,28 @@ ALL_LAYERS = 999
 class Engine:
     """One model, and one context that decodes all answers together; used by one thread at a time.
 
+    Args:
+        settings: the section `[llm]`.
+        model: its entry in the catalogue.
+        path: its GGUF file.
+        kv_tokens: the cache of all conversations.
+        offloaded: whether it computes on a GPU.
+        files: where conversations are kept that leave the cache; None: nowhere.
+
     Attributes:
         layers: how many the model has, the output layer included.
         gpu_layers: how many of them are on a GPU.
     """
 
     def __init__(
-        self, settings: LlmSettings, model: Model, path: Path, kv_tokens: int, *, offloaded: bool
+        self,
+        settings: LlmSettings,
+        model: Model,
+        path: Path,
+        kv_tokens: int,
+        *,
+        offloaded: bool,
+        files: StateFiles | None = None,
     ) -> None:
         self.offloaded = offloaded
         self.kv_tokens = kv_tokens
@@ -75,6 +92,7 @@ class Engine:
         self._pace = PrefillPace(settings.prefill_chunk_tokens, settings.prefill_pause_s)
         self._retried: set[Answer] = set()
         self._context_tokens = settings.context_tokens
+        self._states = SequenceStates(self._context, files) if files is not None else None
         self._scheduler: Scheduler[Answer] = Scheduler(
             self._context,
             sequences=settings.slots,
@@ -85,6 +103,7 @@ class Engine:
                 llama_cpp.llama_model_is_recurrent(self._model)
                 or llama_cpp.llama_model_is_hybrid(self._model)
             ),
+            states=self._states,
             on_admitted=self._meter.admitted,
             on_evicted=lambda _: self._meter.evicted(),
         )
@@ -144,6 +163,16 @@ class Engine:
             thinking_budget_tokens=request.thinking_budget_tokens,
             closing=self._vocabulary.tokenize(CLOSING) if request.thinking_budget_tokens else [],
         )
+
+    def forget(self, conversation: str) -> None:
+        """Drop a conversation from the cache; what was saved of it stays."""
+        self._scheduler.forget(conversation)
+        self._tell_what_is_held()
+
+    def save_conversations(self) -> None:
+        """Save what the cache holds of conversations; for the end, when nothing is written any more."""
+        if self._states is not None:
+            self._states.save_all(self._scheduler.conversations())
 
     def step(self) -> None:
         """Drop the answers that nobody reads, decode one batch, and write a token of each it completes.
@@ -213,7 +242,7 @@ class Engine:
             log.warning("llm.rebuilt", running=self._scheduler.running)
             self._meter.rebuilt()
             self._context.rebuild()
-            self._scheduler.forget()
+            self._scheduler.lose_cache()
 
     def _write_token(self, answer: Answer, row: int) -> None:
         """Draw the next token from a row of the batch, and give its text to the reader."""

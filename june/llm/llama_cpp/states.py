@@ -1,0 +1,54 @@
+"""Sequences of llama.cpp's cache, saved and restored.
+
+SmolLM2 as Q8_0, 2 cores: 1,021 tokens are 24 MB; see `StateFiles` for what happens on which thread.
+"""
+
+from collections.abc import Sequence
+
+from june.llm.llama_cpp.context import Context
+from june.llm.scheduler import KvSequence
+from june.llm.states import StateFiles
+from june.telemetry import log
+
+
+class SequenceStates:
+    """`SavedStates` of one context, in files."""
+
+    def __init__(self, context: Context, files: StateFiles) -> None:
+        self._context = context
+        self._files = files
+
+    def save(self, sequence: KvSequence) -> None:
+        """`SavedStates.save`."""
+        self._files.put(sequence.conversation, sequence.tokens, self._context.state(sequence.index))
+
+    def save_all(self, sequences: Sequence[KvSequence]) -> None:
+        """Save as many of the last of them as there may be."""
+        room_bytes = self._files.max_bytes
+        kept: list[KvSequence] = []
+        for sequence in reversed(sequences):
+            room_bytes -= self._context.state_bytes(sequence.index)
+            if room_bytes < 0:
+                break
+            kept.append(sequence)
+        for sequence in reversed(kept):
+            self.save(sequence)
+        log.info("llm.states_saved", conversations=len(kept))
+
+    def tokens(self, conversation: str) -> Sequence[int]:
+        """`SavedStates.tokens`."""
+        return self._files.tokens(conversation)
+
+    def restore(self, conversation: str, sequence: int) -> bool:
+        """`SavedStates.restore`."""
+        saved = self._files.take(conversation)
+        if saved is None:
+            return False
+        if not self._context.set_state(sequence, saved.state, len(saved.tokens)):
+            log.warning("llm.state_refused", detail="llama.cpp does not take it")
+            return False
+        return True
+
+    def forget(self, conversation: str) -> None:
+        """`SavedStates.forget`."""
+        self._files.discard(conversation)
