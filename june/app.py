@@ -3,7 +3,7 @@
 import asyncio
 import shutil
 import time
-from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import datetime, timedelta
 from functools import partial
@@ -27,6 +27,7 @@ from june.conversation.reply import Desk
 from june.conversation.speaking import Speaker
 from june.errors import SENTENCES, JuneError, ModelLoadError, SettingsError
 from june.lineup import Models, open_models, open_pipeline, present_llms, pull_models
+from june.llm import states
 from june.messages import ModelDescription, Outbound, Platform
 from june.settings import Settings
 from june.store import Received, Store, open_store
@@ -92,10 +93,13 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         _observed(settings),
         open_store(settings.store.path) as store,
         _beside(_sample(store, settings.store.path.parent)),
-        _beside(keep_tidy(store, settings.store, keep_turns=keep_turns)),
     ):
-        await store.recover(max_attempts=settings.chat.max_attempts, explain=_explain_attempts)
-        await June(settings, store, adapters).run(stop)
+        june = June(settings, store, adapters)
+        async with _beside(
+            keep_tidy(store, settings.store, keep_turns=keep_turns, forget=june.forget_pruned)
+        ):
+            await store.recover(max_attempts=settings.chat.max_attempts, explain=_explain_attempts)
+            await june.run(stop)
 
 
 @asynccontextmanager
@@ -178,8 +182,24 @@ class June:
             on_outbox=self._delivery.wake,
         )
         self._commands = Commands(
-            store, self._gate, settings, was_stopped=self._was_stopped, status=self._status
+            store,
+            self._gate,
+            settings,
+            was_stopped=self._was_stopped,
+            forget=self._forget,
+            status=self._status,
         )
+
+    async def forget_pruned(self, age_s: float, chats: Iterable[str]) -> None:
+        """Have the language model keep nothing of chats that lost a message, or were idle for so long.
+
+        Raises:
+            GenerationError: something cannot be deleted.
+        """
+        if self._settings.llm.state_dir:
+            await states.delete(self._settings.llm.state_dir, older_than_s=age_s)
+        for chat in chats:
+            await self._forget(chat)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until `stop` is set, or a part fails that nothing works without.
@@ -287,6 +307,13 @@ class June:
     def _notice(self, arrived: Sequence[Received]) -> None:
         if self._dispatcher is not None:
             self._dispatcher.notice(arrived)
+
+    async def _forget(self, chat: str) -> None:
+        """Have the language model keep nothing of a chat."""
+        if self._models is not None:
+            await self._models.llm.forget(chat)
+        elif self._settings.llm.state_dir:
+            await states.delete(self._settings.llm.state_dir, conversations=(chat,))
 
     def _was_stopped(self, chat: str) -> bool:
         return self._dispatcher is not None and self._dispatcher.was_stopped(chat)

@@ -28,6 +28,7 @@ class Desk:
     store: Store
     settings: Settings
     answering: set[str] = field(default_factory=set)
+    forgotten: list[str] = field(default_factory=list)
     messages: int = 0
 
     def __post_init__(self) -> None:
@@ -39,8 +40,16 @@ class Desk:
             on_outbox=lambda: None,
         )
         self.commands = Commands(
-            self.store, self.gate, self.settings, was_stopped=self._was_stopped, status=self._status
+            self.store,
+            self.gate,
+            self.settings,
+            was_stopped=self._was_stopped,
+            forget=self._forget,
+            status=self._status,
         )
+
+    async def _forget(self, chat: str) -> None:
+        self.forgotten.append(chat)
 
     def _was_stopped(self, chat: str) -> bool:
         found = chat in self.answering
@@ -223,6 +232,7 @@ async def test_reset_forgets_this_chats_conversation(desk: Desk) -> None:
     assert await desk.store.conversation(CHAT, 10)
     assert await desk.run("/reset") == "Our conversation is forgotten."
     assert await desk.store.conversation(CHAT, 10) == ()
+    assert desk.forgotten == [CHAT]
 
 
 async def test_retry_makes_the_last_message_new_without_a_word(desk: Desk) -> None:

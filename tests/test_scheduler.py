@@ -1,7 +1,8 @@
 """The scheduler against a cache that only remembers: who runs, who waits, and what each sequence holds."""
 
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import pytest
@@ -16,6 +17,7 @@ SEQUENCES = 3
 KV_TOKENS = 24
 CHUNK_TOKENS = 4
 MAX_WAITING = 2
+SHORTEST_SAVED_TOKENS = 3
 
 Batch: TypeAlias = list[Part[Generation]]
 
@@ -58,7 +60,41 @@ class Cache:
         return len({id(cell) for cells in self.sequences for cell in cells})
 
 
-def scheduler(cache: Cache, *, max_waiting: int = MAX_WAITING) -> Scheduler[Generation]:
+@dataclass
+class Shelf:
+    """`SavedStates` in memory; what is `damaged` cannot be restored."""
+
+    cache: Cache
+    saved: dict[str, list[int]] = field(default_factory=dict)
+    damaged: bool = False
+
+    def save(self, sequence: KvSequence) -> None:
+        """`SavedStates.save`."""
+        assert self.cache.holds(sequence.index) == sequence.tokens
+        assert len(sequence.tokens) >= SHORTEST_SAVED_TOKENS
+        self.saved[sequence.conversation] = sequence.tokens.copy()
+
+    def tokens(self, conversation: str) -> Sequence[int]:
+        """`SavedStates.tokens`."""
+        return self.saved.get(conversation, ())
+
+    def restore(self, conversation: str, sequence: int) -> bool:
+        """`SavedStates.restore`."""
+        assert not self.cache.sequences[sequence]
+        tokens = self.saved.pop(conversation)
+        if not self.damaged:
+            self.cache.sequences[sequence] = [[token] for token in tokens]
+            assert self.cache.used <= KV_TOKENS
+        return not self.damaged
+
+    def forget(self, conversation: str) -> None:
+        """`SavedStates.forget`."""
+        self.saved.pop(conversation, None)
+
+
+def scheduler(
+    cache: Cache, *, max_waiting: int = MAX_WAITING, states: Shelf | None = None
+) -> Scheduler[Generation]:
     return Scheduler(
         cache,
         sequences=SEQUENCES,
@@ -66,6 +102,8 @@ def scheduler(cache: Cache, *, max_waiting: int = MAX_WAITING) -> Scheduler[Gene
         chunk_tokens=CHUNK_TOKENS,
         max_waiting=max_waiting,
         shares_prefixes=not cache._is_recurrent,  # noqa: SLF001 - one thing, told to both
+        states=states,
+        shortest_saved_tokens=SHORTEST_SAVED_TOKENS,
     )
 
 
@@ -286,6 +324,119 @@ def test_it_tells_who_was_admitted_and_who_lost_their_place() -> None:
     assert second.submitted_s < second.admitted_s
 
 
+@pytest.fixture
+def shelved() -> tuple[Desk, Shelf]:
+    """A desk with a shelf that holds ann's conversation, who has left the cache."""
+    return without_ann(Cache())
+
+
+def without_ann(cache: Cache) -> tuple[Desk, Shelf]:
+    shelf = Shelf(cache)
+    desk = Desk(cache, scheduler(cache, states=shelf))
+    desk.submit([1] * 6, answer=2, conversation="ann")
+    desk.finish_all()
+    for number, name in enumerate(("bob", "cid", "dan"), 2):
+        desk.submit([number] * 5, conversation=name)
+        desk.finish_all()
+    assert shelf.saved == {"ann": [1] * 6 + [7]}
+    return desk, shelf
+
+
+def test_a_conversation_that_lost_its_place_is_restored(shelved: tuple[Desk, Shelf]) -> None:
+    desk, shelf = shelved
+    again = desk.submit([1] * 6 + [7, 8], conversation="ann")
+    assert (again.cached_tokens, again.restored_tokens) == (7, 7)
+    assert desk.step()[0].tokens == [8]
+    assert shelf.saved == {"bob": [2] * 5}  # whose place it is now
+
+
+def test_of_what_is_restored_only_the_common_beginning_stays(shelved: tuple[Desk, Shelf]) -> None:
+    desk, _ = shelved
+    again = desk.submit([1] * 5 + [9], answer=3, conversation="ann")
+    assert again.restored_tokens == 5
+    assert desk.scheduler.kv_used_tokens == desk.cache.used
+    assert desk.step()[0].tokens == [9]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answer"),
+    [
+        ([1, 1, 9, 9, 9, 9, 9, 9], 1),  # it begins otherwise
+        ([1] * 5, 1),  # the saved is longer than the room that the answer has
+    ],
+)
+def test_what_is_not_worth_restoring_is_forgotten(
+    shelved: tuple[Desk, Shelf], prompt: list[int], answer: int
+) -> None:
+    desk, shelf = shelved
+    again = desk.submit(prompt, answer, conversation="ann")
+    assert (again.cached_tokens, again.restored_tokens) == (0, 0)
+    assert "ann" not in shelf.saved
+
+
+def test_what_another_sequence_holds_too_is_not_restored(shelved: tuple[Desk, Shelf]) -> None:
+    desk, shelf = shelved
+    desk.submit([1] * 6 + [8], conversation="bob")
+    desk.finish_all()
+    again = desk.submit([1] * 6 + [7, 8], conversation="ann")
+    assert (again.cached_tokens, again.restored_tokens) == (6, 0)
+    assert "ann" not in shelf.saved
+
+
+def test_what_cannot_be_restored_is_evaluated(shelved: tuple[Desk, Shelf]) -> None:
+    desk, shelf = shelved
+    shelf.damaged = True
+    again = desk.submit([1] * 6 + [7, 8], conversation="ann")
+    assert (again.cached_tokens, again.restored_tokens) == (0, 0)
+    assert desk.step()[0].tokens == [1] * CHUNK_TOKENS
+
+
+def test_who_waits_for_room_is_restored_when_there_is_some(shelved: tuple[Desk, Shelf]) -> None:
+    desk, shelf = shelved
+    large = desk.submit([9] * 12, answer=8)
+    waiting = desk.submit([1] * 6 + [7, 8], conversation="ann")
+    assert desk.running() == [large]
+    assert "ann" in shelf.saved
+    desk.scheduler.end(large)
+    assert waiting.restored_tokens == 7
+
+
+def test_a_model_that_cannot_go_back_restores_only_what_is_all_of_it_wanted() -> None:
+    desk, _ = without_ann(Cache(is_recurrent=True))
+    assert desk.submit([1] * 6 + [7, 8], conversation="ann").restored_tokens == 7
+    desk, _ = without_ann(Cache(is_recurrent=True))
+    assert desk.submit([1] * 6 + [8, 8], answer=3, conversation="ann").restored_tokens == 0
+
+
+def test_the_short_and_the_nameless_are_not_saved() -> None:
+    shelf = Shelf(cache := Cache())
+    desk = Desk(cache, scheduler(cache, states=shelf))
+    desk.submit([1] * (SHORTEST_SAVED_TOKENS - 1), conversation="ann")
+    desk.submit([2] * 8)
+    desk.submit([3] * 8, conversation="cid")
+    desk.finish_all()
+    assert [each.conversation for each in desk.scheduler.conversations()] == ["cid"]
+    for number in range(4, 8):
+        desk.submit([number] * 2, conversation=str(number))
+        desk.finish_all()
+    assert set(shelf.saved) == {"cid"}
+
+
+def test_a_forgotten_conversation_leaves_the_cache_at_once_or_with_its_answer(desk: Desk) -> None:
+    desk.submit([1] * 6, conversation="ann")
+    desk.finish_all()
+    desk.scheduler.forget("ann")
+    assert desk.cache.used == desk.scheduler.kv_used_tokens == 0
+    desk.submit([2] * 2)  # which all share, so that something is left of them
+    desk.submit([2] * 6, answer=3, conversation="bob")
+    desk.submit([2] * 4, conversation="cid")
+    desk.step()
+    desk.scheduler.forget("bob")
+    desk.finish_all()
+    assert [2] * 6 not in [desk.cache.holds(index)[:6] for index in range(SEQUENCES)]
+    assert [each.conversation for each in desk.scheduler.conversations()] == ["cid"]
+
+
 def test_a_chunk_is_whole_while_nobody_writes_and_short_enough_while_somebody_does() -> None:
     pace = PrefillPace(256, pause_s=0.2)
     assert pace.chunk_tokens(is_writing=True) == 32
@@ -310,7 +461,8 @@ class Conversations(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.cache = Cache(is_recurrent=self.is_recurrent)
-        self.desk = Desk(self.cache, scheduler(self.cache))
+        self.shelf = Shelf(self.cache)
+        self.desk = Desk(self.cache, scheduler(self.cache, states=self.shelf))
         self.expected: deque[Generation] = deque()  # in the order they came
         self.sent_back = 0
 
@@ -346,6 +498,19 @@ class Conversations(RuleBasedStateMachine):
         assert bool(parts) == bool(before)
         assert sum(len(part.tokens) for part in parts if len(part.tokens) > 1) <= CHUNK_TOKENS
 
+    @rule(conversation=st.sampled_from(["ann", "bob"]))
+    def forget(self, conversation: str) -> None:
+        """Somebody's conversation begins anew."""
+        before = self.desk.scheduler.generations()
+        self.desk.scheduler.forget(conversation)
+        assert self.desk.scheduler.generations() == before
+        assert conversation not in [each.conversation for each in self.desk.scheduler.conversations()]
+
+    @rule()
+    def damage_what_is_saved(self) -> None:
+        """A disk fails, or is mended."""
+        self.shelf.damaged = not self.shelf.damaged
+
     @rule()
     def lose_the_cache(self) -> None:
         """llama.cpp's context breaks."""
@@ -375,6 +540,11 @@ class Conversations(RuleBasedStateMachine):
             held = self.cache.holds(each.sequence.index)
             assert held == each.sequence.tokens == each.tokens[: len(held)]
             assert len(held) <= each.kv_tokens
+
+    @invariant()
+    def a_conversation_is_saved_only_while_it_is_out_of_the_cache(self) -> None:
+        """No old copy of what goes on."""
+        assert not self.shelf.saved.keys() & {each.conversation for each in self.running()}
 
     @invariant()
     def the_cache_has_room_for_all_that_runs(self) -> None:

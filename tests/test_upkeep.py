@@ -1,6 +1,7 @@
 """What is deleted and what stays, copies that a kill interrupts, and a backup of a june at work."""
 
 import asyncio
+import math
 import random
 import signal
 import sqlite3
@@ -132,7 +133,7 @@ async def test_a_long_history_is_pruned_in_small_transactions_with_others_in_bet
         pruning = asyncio.create_task(store.prune(messages_age_s=50, keep_turns=0))
         while not pruning.done():
             sizes.append((await store.contents()).messages)
-        assert await pruning == Pruned(messages=2_000, voices=0)
+        assert await pruning == Pruned(messages=2_000, voices=0, chats=frozenset({ANNA}))
     steps = [one - other for one, other in pairwise(sizes)]
     assert len({size for size in sizes if 0 < size < 2_000}) > 5
     assert max(steps) <= 400
@@ -156,8 +157,15 @@ async def test_retention_begins_at_once_and_spares_what_the_settings_keep(tmp_pa
             (StoreSettings(keep_messages_days=9), 5, 0),
             (StoreSettings(keep_messages_days=7), 2, 0),
         ):
-            tidying = asyncio.create_task(keep_tidy(store, settings, keep_turns=2))
+            forgotten = asyncio.get_running_loop().create_future()
+
+            async def forget(*what: object, told: asyncio.Future[object] = forgotten) -> None:
+                told.set_result(what)
+
+            tidying = asyncio.create_task(keep_tidy(store, settings, keep_turns=2, forget=forget))
             found = await reaches(store, (texts, voices))
+            age_s = settings.keep_messages_days * DAY_S or math.inf
+            assert await forgotten == (age_s, {ANNA} if texts == 2 else set())
             assert not tidying.done()  # until tomorrow
             tidying.cancel()
             assert found == (texts, voices)

@@ -55,6 +55,7 @@ class Commands:
         settings: what holds where a chat has set nothing.
         was_stopped: whether an answer was ended in a chat, since it was asked last; /stop ends it when it
             arrives, before its turn.
+        forget: has the language model keep nothing of a chat's conversation.
         status: Markdown on how june is; more of it if it is told that an owner asks.
     """
 
@@ -65,12 +66,14 @@ class Commands:
         settings: Settings,
         *,
         was_stopped: Callable[[str], bool],
+        forget: Callable[[str], Awaitable[None]],
         status: Callable[[bool], Awaitable[str]],
     ) -> None:
         self._store = store
         self._gate = gate
         self._settings = settings
         self._was_stopped = was_stopped
+        self._forget = forget
         self._status_text = status
         self._run: dict[str, Callable[[Received, Sequence[str]], Awaitable[str]]] = {
             "start": self._start,
@@ -96,6 +99,7 @@ class Commands:
 
         Raises:
             StoreError: the command was not carried out.
+            GenerationError: what the language model keeps of a conversation cannot be deleted.
         """
         name, *arguments = received.message.text.casefold().lstrip("/").split() or [""]
         role = await self._gate.role_of(received.message.user)
@@ -156,6 +160,7 @@ class Commands:
 
     async def _reset(self, received: Received, _: Sequence[str]) -> str:
         await self._store.forget(received.message.chat)
+        await self._forget(received.message.chat)
         return "Our conversation is forgotten."
 
     async def _status(self, received: Received, _: Sequence[str]) -> str:

@@ -20,6 +20,7 @@ import typer
 
 from june.commands.terminal import SettingsFile, duration_s
 from june.errors import JuneError, QueueError, StoreError
+from june.llm.states import delete
 from june.settings import Settings, load_settings
 from june.store import Contents, Kept, Pruned, Store, open_store
 
@@ -141,7 +142,9 @@ async def _prune(settings: Settings, age_s: float) -> Pruned:
         keep_turns = settings.chat.history_messages // 2
         pruned = await store.prune(messages_age_s=age_s, audio_age_s=age_s, keep_turns=keep_turns)
         await store.compact()
-        return pruned
+    if settings.llm.state_dir:
+        await delete(settings.llm.state_dir, conversations=pruned.chats, older_than_s=age_s)
+    return pruned
 
 
 def _export(path: Path, name: str, target: Path) -> tuple[int, int]:

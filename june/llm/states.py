@@ -9,20 +9,22 @@ SHA-256. That guards against accidents, not against someone who can write to the
 """
 
 import hashlib
+import math
 import os
 import re
 import struct
 import threading
 import time
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from june.errors import GenerationError
 from june.telemetry import log
-from june.workers import SideThread
+from june.workers import ModelThread, SideThread
 
 MAGIC = b"june-kv1"
 HEADER = struct.Struct("<8sQQ32s")
@@ -45,7 +47,7 @@ class Saved:
 
 
 class StateFiles:
-    """The files of one model in the folder `llm.state_dir`; used by one thread at a time, but for `forget`.
+    """The files of one model in the folder `llm.state_dir`; used by one thread, but for `forget`.
 
     A file is written on a thread of its own, and no second one is held in memory meanwhile. It is read on
     the caller's, who needs it next.
@@ -129,21 +131,23 @@ class StateFiles:
         return saved
 
     def discard(self, conversation: str) -> None:
-        """Forget what is of no use any more; a failure is logged."""
+        """Delete what is of no use any more; a failure is logged."""
+        with self._lock:
+            self._unwritten.pop(_name(conversation), None)
         try:
-            self.forget(conversation)
+            _delete_conversation(self._directory, conversation)
         except OSError as error:
             log.warning("llm.state_undeleted", detail=error.strerror)
 
-    def forget(self, conversation: str) -> None:
-        """Delete what is kept of a conversation, of all models, and what is being written; on any thread.
+    async def forget(self, conversation: str) -> None:
+        """Delete what is kept of a conversation, of all models, also what is being written.
 
         Raises:
-            OSError: a file cannot be deleted.
+            GenerationError: a file cannot be deleted.
         """
         with self._lock:
             self._unwritten.pop(_name(conversation), None)
-            forget(self._directory, conversation)
+        await delete(self._directory, conversations=(conversation,))
 
     def _path(self, name: str) -> Path:
         return self._folder / f"{name}.kv"
@@ -206,26 +210,41 @@ class StateFiles:
         return digest.digest()
 
 
-def forget(directory: Path, conversation: str) -> None:
-    """Delete what the folder holds of a conversation, of all models.
+async def delete(
+    directory: Path, *, conversations: Iterable[str] = (), older_than_s: float = math.inf
+) -> None:
+    """Delete files of all models, while none of them is loaded, or on behalf of the owner's retention.
+
+    Args:
+        directory: the folder `llm.state_dir`; it need not be there.
+        conversations: whose files go.
+        older_than_s: conversations that left the cache longer ago than this go too.
 
     Raises:
-        OSError: a file cannot be deleted.
+        GenerationError: a file cannot be deleted.
     """
-    for path in directory.glob(f"*/{_name(conversation)}.kv"):
-        path.unlink(missing_ok=True)
+    deleting = ModelThread("llm")
+    try:
+        await deleting.run(lambda _: _delete(directory, conversations, older_than_s))
+    except OSError as error:
+        detail = f"A file in llm.state_dir cannot be deleted: {error.strerror}."
+        raise GenerationError("llm_failed", detail) from None
+    finally:
+        await deleting.close()
 
 
-def forget_older(directory: Path, age_s: float) -> None:
-    """Delete what the folder holds of conversations that left the cache longer ago than that.
-
-    Raises:
-        OSError: a file cannot be deleted.
-    """
-    before_s = time.time() - age_s
+def _delete(directory: Path, conversations: Iterable[str], older_than_s: float) -> None:
+    before_s = time.time() - older_than_s
     for path, stat in _stats(directory).items():
         if stat.st_mtime < before_s:
             path.unlink(missing_ok=True)
+    for conversation in conversations:
+        _delete_conversation(directory, conversation)
+
+
+def _delete_conversation(directory: Path, conversation: str) -> None:
+    for path in directory.glob(f"*/{_name(conversation)}.kv"):
+        path.unlink(missing_ok=True)
 
 
 def _name(conversation: str) -> str:

@@ -7,6 +7,7 @@ than it. `contents`, `faults`, `back_up` and `put_in_place_of` work with the fil
 import asyncio
 import json
 import math
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,7 +51,7 @@ IMPOSSIBLE = {
 # What of a page of messages is done since before a time, but for the last turns that a model is shown.
 PAGE = """
     SELECT
-        id,
+        id, chat,
         status IN ('RESPONDED', 'SENT', 'ERROR', 'TIMEOUT') AND updated_at_s < :before_s
         AND NOT (is_question AND status = 'SENT') AND NOT (
             direction = 'in' AND outcome = 'answered'
@@ -103,6 +104,8 @@ class Pruned:
 
     messages: int
     voices: int
+    chats: frozenset[str] = frozenset()
+    """Those that lost a message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,14 +157,15 @@ class Upkeep(Database):
             StoreError: the file could not be written; what was deleted before that stays so.
             StageError: too many calls wait already (code "busy").
         """
-        messages, voices = 0, 0
+        messages, voices, chats = 0, 0, frozenset[str]()
         while removed := await self._remove_voices(audio_age_s):
             voices += removed
         below_id: int | None = None if messages_age_s == math.inf else 2**63 - 1
         while below_id is not None:
             below_id, batch = await self._remove_messages(below_id, messages_age_s, keep_turns)
             messages, voices = messages + batch.messages, voices + batch.voices
-        return Pruned(messages, voices)
+            chats |= batch.chats
+        return Pruned(messages, voices, chats)
 
     @transaction
     def kept_of(self, sql: Transaction, name: str) -> Kept:
@@ -194,8 +198,8 @@ class Upkeep(Database):
         page = sql.rows(
             PAGE, below_id=below_id, before_s=sql.now_s - age_s, keep_turns=keep_turns, limit=BATCH
         )
-        messages, voices = 0, 0
-        for message_id in (row["id"] for row in page if row["is_removable"]):
+        messages, voices, chats = 0, 0, set()
+        for message_id, chat in ((row["id"], row["chat"]) for row in page if row["is_removable"]):
             if sql.row(
                 "SELECT 1 WHERE EXISTS (SELECT 1 FROM messages WHERE answers = :id)"
                 " OR EXISTS (SELECT 1 FROM messages WHERE edits = :id)",
@@ -204,18 +208,38 @@ class Upkeep(Database):
                 continue
             voices += sql.execute("DELETE FROM voices WHERE message_id = :id", id=message_id).rowcount
             messages += sql.execute("DELETE FROM messages WHERE id = :id", id=message_id).rowcount
-        return page[-1]["id"] if page else None, Pruned(messages, voices)
+            chats.add(chat)
+        return page[-1]["id"] if page else None, Pruned(messages, voices, frozenset(chats))
 
 
-async def keep_tidy(store: Upkeep, settings: StoreSettings, *, keep_turns: int) -> None:
-    """Delete what is older than the settings say, now and once a day, until cancelled."""
+async def keep_tidy(
+    store: Upkeep,
+    settings: StoreSettings,
+    *,
+    keep_turns: int,
+    forget: Callable[[float, frozenset[str]], Awaitable[None]],
+) -> None:
+    """Delete what is older than the settings say, now and once a day, until cancelled.
+
+    Args:
+        store: the file.
+        settings: say how old that is.
+        keep_turns: see `prune`.
+        forget: called after that with the age in seconds and the chats that lost a message, which are to be
+            kept nowhere else either.
+    """
+    age_s = settings.keep_messages_days * DAY_S or math.inf
+    chats: frozenset[str] = frozenset()
     while True:
         try:
             pruned = await store.prune(
-                messages_age_s=settings.keep_messages_days * DAY_S or math.inf,
+                messages_age_s=age_s,
                 audio_age_s=settings.keep_audio_days * DAY_S,
                 keep_turns=keep_turns,
             )
+            chats |= pruned.chats
+            await forget(age_s, chats)
+            chats = frozenset()
         except JuneError as error:  # june can work on; should the file be gone, others end it
             log.error("store.prune_failed", detail=str(error))
             await asyncio.sleep(RETRY_S)

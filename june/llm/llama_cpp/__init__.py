@@ -124,18 +124,7 @@ class LlamaCpp:
             else:
                 await asyncio.wait([self._serving])  # it may save what is to be forgotten
         if self._files is not None:
-            deleting = ModelThread("llm")
-            try:
-                await deleting.run(lambda _: self._delete_state(conversation))
-            finally:
-                await deleting.close()
-
-    def _delete_state(self, conversation: str) -> None:
-        assert self._files is not None  # noqa: S101 - its caller looked
-        try:
-            self._files.forget(conversation)
-        except OSError as error:
-            raise GenerationError("llm_failed", f"A state cannot be deleted: {error.strerror}.") from None
+            await self._files.forget(conversation)
 
     async def _ask(self, request: "ChatRequest | _Forget") -> AsyncGenerator[Delta, None]:
         """What the engine's thread has to say to a request."""
