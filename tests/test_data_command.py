@@ -19,6 +19,7 @@ from typer.testing import CliRunner, Result
 
 from june.commands.data import app
 from june.errors import JuneError
+from june.llm.states import StateFiles
 from june.messages import ChatPreferences, Outbound, Voice
 from june.settings import PROJECT_ROOT
 from june.store import Store, open_store
@@ -53,7 +54,9 @@ class Cabinet:
     def run(self, *arguments: str | Path) -> Result:
         """What a command does."""
         settings = self.folder / "settings.toml"
-        settings.write_text('[store]\npath = "june.db"\n[chat]\nhistory_messages = 2\n')
+        settings.write_text(
+            '[store]\npath = "june.db"\n[chat]\nhistory_messages = 2\n[llm]\nstate_dir = "states"\n'
+        )
         return CliRunner().invoke(app, [*map(str, arguments), "--settings", str(settings)])
 
     def done(self, *arguments: str | Path) -> str:
@@ -378,6 +381,19 @@ def test_prune_deletes_what_is_old_and_done_and_makes_the_file_smaller(cabinet: 
     assert cabinet.path.stat().st_size < size / 2
     assert cabinet.path.read_bytes().count(b"old secret " * 500) <= 1
     assert cabinet.done("verify")
+
+
+def test_prune_deletes_what_the_model_kept_of_the_old_and_of_who_lost_a_message(cabinet: Cabinet) -> None:
+    folder = cabinet.folder / "states"
+    files = StateFiles(folder, 10**6)
+    files.open("small-f16")
+    for chat in ("telegram:3", ANNA, "telegram:4"):
+        files.put(chat, range(300), bytearray(10))
+    files.close()
+    first, *_ = sorted(folder.glob("*/*.kv"), key=lambda path: path.stat().st_mtime_ns)
+    os.utime(first, (1e9, 1e9))
+    cabinet.done("prune", "--older-than", "90d")
+    assert [len(files.tokens(chat)) for chat in ("telegram:3", ANNA, "telegram:4")] == [0, 0, 300]
 
 
 @pytest.mark.parametrize("age", ["90", "d", "soon", "-3d", "", "0d"])

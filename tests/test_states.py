@@ -17,6 +17,8 @@ from june.llm.switching import SwitchableModel
 from june.messages import ChatMessage, ChatRequest, Sampling, Usage
 from june.settings import LlmSettings, Settings
 from tests.conftest import CATALOGUE, LLM
+from tests.program import running, write_settings
+from tests.telegram_server import ALICE, TelegramServer
 
 ANN, BOB = "telegram:1", "telegram:2"
 TOKENS = list(range(300))
@@ -375,3 +377,41 @@ async def test_what_cannot_be_deleted_is_not_said_to_be_forgotten(
     monkeypatch.setattr(Path, "unlink", refuse)
     with pytest.raises(GenerationError, match="Permission denied"):
         await delete(tmp_path, conversations=[ANN])
+
+
+# --- june ---
+
+
+async def test_a_chat_is_restored_after_a_restart_and_forgotten_by_reset_and_by_age(tmp_path: Path) -> None:
+    async with TelegramServer() as server:
+        file = write_settings(
+            tmp_path,
+            telegram={"token": server.token, "api_base": server.base_url},
+            access={"owners": [f"telegram:{ALICE}"]},
+            reply={"mode": "text", "stream_text": False},
+            llm={"state_dir": "states", "max_tokens": 3},
+            store={"keep_messages_days": 1},
+        )
+        folder = tmp_path / "states"
+        async with running(file) as june:
+            await june.logged("june.ready")
+            server.push(SHORT[0].content * 3)
+            await june.logged("turn.finished")
+            assert await june.terminate() == 0
+        (saved,) = paths(folder)
+        assert str(ALICE) not in june.output
+        async with running(file) as june:
+            await june.logged("june.ready")
+            server.push("What is the sky?")
+            await june.logged("turn.finished")
+            assert paths(folder) == []  # it is in the cache again
+            server.push("/reset")
+            await server.wait_for(lambda call: "is forgotten" in (call.text or ""))
+            assert await june.terminate() == 0
+        assert paths(folder) == []
+        saved.write_bytes(b"")
+        os.utime(saved, (1e9, 1e9))
+        async with running(file) as june:
+            await june.logged("store.pruned")
+            assert paths(folder) == []
+            assert await june.terminate() == 0

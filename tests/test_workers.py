@@ -22,6 +22,7 @@ from june.workers import (
     Channel,
     Mailbox,
     ModelThread,
+    SideThread,
     StopFlag,
     settled,
     try_for,
@@ -236,6 +237,38 @@ async def test_a_finished_job_is_forgotten(thread: ModelThread) -> None:
     assert await thread.run(lambda _, recording: recording is reference(), recording)
     del recording
     await occurs(freed)
+
+
+def test_a_side_thread_does_one_job_at_a_time_and_whoever_has_another_waits() -> None:
+    side = SideThread("june-side")
+    begun, go_on, order = threading.Event(), threading.Event(), list[str]()
+
+    def first() -> None:
+        begun.set()
+        go_on.wait(PATIENCE_S)
+        order.append(threading.current_thread().name)
+
+    side.run(first)
+    assert begun.wait(PATIENCE_S)
+    assert order == []
+    threading.Timer(0.05, go_on.set).start()
+    side.run(lambda: order.append("second"))
+    assert order[0] == "june-side"
+    side.close()
+    assert order == ["june-side", "second"]
+
+
+@pytest.mark.parametrize("wait", [SideThread.wait, SideThread.close, lambda side: side.run(list)])
+def test_a_side_threads_failure_is_raised_to_whoever_waits_for_it(wait: Callable[[SideThread], None]) -> None:
+    side = SideThread("june-side")
+
+    def fail() -> None:
+        raise LookupError
+
+    side.run(fail)
+    with pytest.raises(LookupError):
+        wait(side)
+    side.close()
 
 
 def test_a_flag_interrupts_once_when_it_is_set_during_the_block() -> None:
