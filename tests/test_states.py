@@ -403,7 +403,7 @@ async def test_a_chat_is_restored_after_a_restart_and_forgotten_by_reset_and_by_
         async with running(file) as june:
             await june.logged("june.ready")
             server.push("What is the sky?")
-            await june.logged("turn.finished")
+            assert (await june.logged("turn.finished"))["cached_tokens"] > 300
             assert paths(folder) == []  # it is in the cache again
             server.push("/reset")
             await server.wait_for(lambda call: "is forgotten" in (call.text or ""))

@@ -81,6 +81,7 @@ class Generation:
         tokens: the prompt, and what was written so far.
         kv_tokens: the most of them that the cache will ever hold.
         conversation: names the chat; empty for none.
+        is_forgotten: whether nothing of it is to stay in the cache when it ends.
         cached_tokens: how much of the prompt was in the cache when it was admitted.
         restored_tokens: how much of that had been saved, and was put there then.
         submitted_s: when it was asked for, by `time.perf_counter`.
@@ -92,6 +93,7 @@ class Generation:
     tokens: list[int]
     kv_tokens: int
     conversation: str = ""
+    is_forgotten: bool = field(default=False, init=False)
     cached_tokens: int = field(default=0, init=False)
     restored_tokens: int = field(default=0, init=False)
     submitted_s: float = field(default=0.0, init=False)
@@ -214,7 +216,8 @@ class Scheduler(Generic[G]):
             self._running.remove(generation)
             generation.sequence.is_running = False
             generation.sequence.last_used = next(self._clock)
-            if not keep or not (generation.conversation or self._is_only_one_alike(generation.sequence)):
+            is_kept = keep and not generation.is_forgotten
+            if not is_kept or not (generation.conversation or self._is_only_one_alike(generation.sequence)):
                 self._truncate(generation.sequence, 0)
         else:
             self._waiting.remove(generation)
@@ -229,7 +232,7 @@ class Scheduler(Generic[G]):
         """Drop a conversation from the cache; what is being written for it goes on, and leaves at its end."""
         for generation in self.generations():
             if generation.conversation == conversation:
-                generation.conversation = ""
+                generation.conversation, generation.is_forgotten = "", True
         for each in self._sequences:
             if each.conversation == conversation:
                 each.conversation = ""

@@ -225,8 +225,8 @@ async def keep_tidy(
         store: the file.
         settings: say how old that is.
         keep_turns: see `prune`.
-        forget: called after that with the age in seconds and the chats that lost a message, which are to be
-            kept nowhere else either.
+        forget: called after that with the age of messages in seconds, and the chats that lost one: nothing is
+            to be kept of them elsewhere.
     """
     age_s = settings.keep_messages_days * DAY_S or math.inf
     chats: frozenset[str] = frozenset()

@@ -1,6 +1,8 @@
 """Sequences of llama.cpp's cache, saved and restored.
 
-SmolLM2 as Q8_0, 2 cores: 1,021 tokens are 24 MB; see `StateFiles` for what happens on which thread.
+Meanwhile nobody's answer goes on. To save takes the engine's thread 0.7 ms a MB, which is copying; writing
+goes on beside it, but a second one waits for the first. To restore takes 1.4 ms a MB, most of it reading and
+SHA-256. Measured with SmolLM2 on 2 cores, where 1,049 tokens are 24 MB; of Qwen3-8B they are 155 MB.
 """
 
 from collections.abc import Sequence
