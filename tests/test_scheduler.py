@@ -62,11 +62,12 @@ class Cache:
 
 @dataclass
 class Shelf:
-    """`SavedStates` in memory; what is `damaged` cannot be restored."""
+    """`SavedStates` in memory; what is `damaged` cannot be restored; `taken` counts what was asked for."""
 
     cache: Cache
     saved: dict[str, list[int]] = field(default_factory=dict)
     damaged: bool = False
+    taken: int = 0
 
     def save(self, sequence: KvSequence) -> None:
         """`SavedStates.save`."""
@@ -82,6 +83,7 @@ class Shelf:
         """`SavedStates.restore`."""
         assert not self.cache.sequences[sequence]
         tokens = self.saved.pop(conversation)
+        self.taken += 1
         if not self.damaged:
             self.cache.sequences[sequence] = [[token] for token in tokens]
             assert self.cache.used <= KV_TOKENS
@@ -358,6 +360,15 @@ def test_of_what_is_restored_only_the_common_beginning_stays(shelved: tuple[Desk
     assert desk.step()[0].tokens == [9]
 
 
+def test_what_is_restored_takes_cells_of_its_own() -> None:
+    shelf = Shelf(cache := Cache(), {"ann": [1] * 5})
+    desk = Desk(cache, scheduler(cache, states=shelf))
+    desk.submit([2] * 5, conversation="bob")
+    desk.finish_all()
+    desk.submit([1] * 6, conversation="ann")
+    assert desk.scheduler.kv_used_tokens == desk.cache.used == 10
+
+
 @pytest.mark.parametrize(
     ("prompt", "answer"),
     [
@@ -404,8 +415,9 @@ def test_who_waits_for_room_is_restored_when_there_is_some(shelved: tuple[Desk, 
 def test_a_model_that_cannot_go_back_restores_only_what_is_all_of_it_wanted() -> None:
     desk, _ = without_ann(Cache(is_recurrent=True))
     assert desk.submit([1] * 6 + [7, 8], conversation="ann").restored_tokens == 7
-    desk, _ = without_ann(Cache(is_recurrent=True))
+    desk, shelf = without_ann(Cache(is_recurrent=True))
     assert desk.submit([1] * 6 + [8, 8], answer=3, conversation="ann").restored_tokens == 0
+    assert shelf.taken == 0
 
 
 def test_the_short_and_the_nameless_are_not_saved() -> None:

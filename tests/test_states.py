@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from june.errors import GenerationError, ModelLoadError
 from june.llm.llama_cpp import LlamaCpp
@@ -344,9 +345,11 @@ async def test_the_bound_holds_for_what_is_saved_at_the_end(
     llm_settings: LlmSettings, model_paths: dict[str, Path]
 ) -> None:
     roomy = llm_settings.model_copy(update={"slots": 3, "state_max_gb": 0.02})
-    async with loaded(roomy, model_paths) as llm:
-        for name in (ANN, BOB):
-            await answer(llm, asks(*SHORT, ChatMessage("user", name), conversation=name, max_tokens=1))
+    with capture_logs() as logs:
+        async with loaded(roomy, model_paths) as llm:
+            for name in (ANN, BOB):
+                await answer(llm, asks(*SHORT, ChatMessage("user", name), conversation=name, max_tokens=1))
+    assert [each["conversations"] for each in logs if each["event"] == "llm.states_saved"] == [1]
     async with loaded(roomy, model_paths) as llm:
         again = [
             await answer(llm, asks(*SHORT, ChatMessage("user", name), conversation=name, max_tokens=1))
