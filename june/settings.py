@@ -25,6 +25,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PlainValidator,
     SecretStr,
     ValidationError,
     create_model,
@@ -55,8 +56,9 @@ def _expand(value: object) -> Path:
 
 PathSetting = Annotated[Path, BeforeValidator(_expand)]
 OptionalPath = Annotated[
-    Path | Literal[""], BeforeValidator(lambda value: "" if value == "" else _expand(value))
+    Path | Literal[""], PlainValidator(lambda value: "" if value == "" else _expand(value))
 ]
+"""Plain, since the union takes JSON's "" for the path ".", which is the working folder."""
 Seconds = Annotated[float, Field(gt=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 

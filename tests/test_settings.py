@@ -8,7 +8,7 @@ import tempfile
 import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import pytest
 from hypothesis import given
@@ -17,7 +17,7 @@ from pydantic import SecretStr
 
 from june import settings as module
 from june.errors import SettingsError
-from june.settings import PROJECT_ROOT, ModelsSettings, Section, Settings, load_settings
+from june.settings import PROJECT_ROOT, LlmSettings, ModelsSettings, Section, Settings, load_settings
 
 EXAMPLE = PROJECT_ROOT / "settings.example.toml"
 SECRET = "hf_Zq7wXk29vLtR"  # noqa: S105 - nobody's
@@ -146,6 +146,12 @@ def test_a_relative_models_directory_is_relative_to_the_settings_file(
             monkeypatch.setenv("JUNE_MODELS__DIRECTORY", directory)
         text = f"models.directory = '{directory}'" if source == "file" else ""
         assert load(text).models.directory == expected
+
+
+@pytest.mark.parametrize("state_dir", ["", Path("/var/lib/june/states")])
+def test_a_folder_that_may_be_none_is_the_same_after_json(state_dir: Path | Literal[""]) -> None:
+    settings = LlmSettings(state_dir=state_dir)
+    assert LlmSettings.model_validate_json(settings.model_dump_json()).state_dir == state_dir
 
 
 def test_a_models_directory_may_be_in_the_home(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
