@@ -19,7 +19,7 @@ SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 # hadolint ignore=DL3008
 RUN apt-get update \
     && DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends \
-        ca-certificates g++ python3 python3-dev python3-venv \
+        ca-certificates g++ make python3 python3-dev python3-venv \
     && rm -rf /var/lib/apt/lists/*
 
 WORKDIR /build
@@ -35,6 +35,11 @@ ARG CMAKE_ARGS="-DGGML_CUDA=on -DGGML_CUDA_NCCL=OFF -DGGML_NATIVE=OFF -DCMAKE_CU
 RUN CMAKE_ARGS="-DLLAVA_BUILD=OFF ${CMAKE_ARGS}" \
     /opt/june/bin/pip install --no-cache-dir --require-hashes --no-build-isolation --requirement runtime.txt \
     && /opt/june/bin/pip uninstall --yes cmake ninja scikit-build-core pathspec
+
+# For x86-64; on another machine the folder holds its source alone.
+COPY Makefile ./
+COPY june/tts/vits.cpp june/tts/
+RUN make kernel
 
 # --- What runs: the CUDA 12 and cuDNN 9 libraries, Python, june ---
 FROM ${RUNTIME_IMAGE} AS runtime
@@ -58,6 +63,7 @@ COPY LICENSE settings.example.toml ./
 COPY models/catalogue.toml models/
 COPY deploy/healthcheck.py deploy/
 COPY june june
+COPY --from=build /build/june/tts/ june/tts/
 RUN /opt/june/bin/python -m compileall -q june
 
 # june's settings that belong to the image; every other is set the same way, or as a secret file in /run/secrets.

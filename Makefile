@@ -12,7 +12,10 @@ ifneq ($(origin CMAKE_ARGS),file)
 PIP += --no-cache-dir
 endif
 
-.PHONY: demo test lint install install-dev models lock clean
+# june's own kernel is for x86-64, and needs a CPU with AVX512-BF16; without it ONNX Runtime speaks alone.
+KERNEL := $(if $(filter x86_64,$(shell uname -m)),june/tts/vits.kernel)
+
+.PHONY: demo test lint install install-dev models kernel lock clean
 
 demo: models
 	@$(BIN)/python -m june ask june/bench/questions/sleep.ogg --out reply.ogg
@@ -26,9 +29,9 @@ lint: install-dev
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
-install: $(VENV)/.installed
+install: $(VENV)/.installed kernel
 
-install-dev: $(VENV)/.installed-dev $(VENV)/.installed-programs
+install-dev: $(VENV)/.installed-dev $(VENV)/.installed-programs kernel
 
 models: install
 	@$(BIN)/python -m june models pull starter
@@ -36,6 +39,12 @@ models: install
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "june needs Python 3.11 or newer; PYTHON=... names one.")'
 	@$(PYTHON) -m venv $(VENV) || { echo "Making a virtual environment needs a package: apt-get install python3-venv"; rm -rf $(VENV); exit 1; }
+
+kernel: $(KERNEL)
+
+june/tts/vits.kernel: june/tts/vits.cpp
+	@$$(command -v c++ g++ clang++ | head -n 1) -std=c++20 -O3 -march=x86-64-v4 -mavx512bf16 -shared -fPIC -pthread $< -o $@ \
+		|| echo "june's kernel cannot be compiled with this compiler: june will speak, but take longer for it."
 
 # Also what llama-cpp-python is compiled with, so that its build is pinned too.
 $(VENV)/.installed-build: requirements/build.txt | $(BIN)/python

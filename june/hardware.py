@@ -122,6 +122,12 @@ def cpu_cores(cgroup_root: Path = Path("/sys/fs/cgroup")) -> int:
     return cores
 
 
+def cpu_flags() -> frozenset[str]:
+    """The first core's instruction sets, as /proc/cpuinfo of x86-64 names them; none on other machines."""
+    flags = re.search(r"^flags\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    return frozenset(flags[1].split() if flags else ())
+
+
 def _limits(cgroup_root: Path, name: str) -> Iterator[Path]:
     """The files of this name in the cgroup of this process and in those around it."""
     own = re.search(r"^0::/(.*)$", Path("/proc/self/cgroup").read_text(), re.MULTILINE)

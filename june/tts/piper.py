@@ -1,5 +1,6 @@
 """Piper: VITS voices on ONNX Runtime. GPL-3.0-or-later, so an optional part of june."""
 
+import ctypes
 import json
 import re
 import threading
@@ -19,6 +20,7 @@ from june.errors import ModelLoadError, SynthesisError
 from june.messages import ModelDescription, Speech
 from june.models import Model
 from june.settings import TtsSettings
+from june.tts import vits
 from june.workers import ModelThread, StopFlag
 
 MOST_THREADS = 4
@@ -70,20 +72,25 @@ class Piper:
             self._voices[name] = self._load_voice(name, path)
 
     def _load_voice(self, name: str, path: Path) -> "tuple[PiperVoice, _Session]":
+        threads = self._settings.threads or min(hardware.cpu_cores(), MOST_THREADS)
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = self._settings.threads or min(hardware.cpu_cores(), MOST_THREADS)
+        options.intra_op_num_threads = threads
         # A pattern is kept for every length of sentence; without it a long one takes 160 MB less.
         options.enable_mem_pattern = False
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             config = PiperConfig.from_dict(json.loads(Path(f"{path}.json").read_text("utf-8")))
+            halves = vits.split(path, threads) if self._has_own_kernel() else None
             session = onnxruntime.InferenceSession(
-                str(path), sess_options=options, providers=["CPUExecutionProvider"]
+                halves[0] if halves else str(path), sess_options=options, providers=["CPUExecutionProvider"]
             )
         except (OSError, ValueError, KeyError, *ONNX_ERRORS) as error:
             raise ModelLoadError(f"Voice {name} cannot be loaded: {type(error).__name__}.") from error
-        interruptible = _Session(session)
+        interruptible = _Session(session, halves[1] if halves else None)
         return PiperVoice(session=interruptible, config=config), interruptible
+
+    def _has_own_kernel(self) -> bool:
+        return self._settings.kernel == "auto" and vits.is_usable()
 
     async def warm_up(self) -> None:
         """Speak a short sentence to nobody, in each voice."""
@@ -106,15 +113,18 @@ class Piper:
                 for chunk in speaker.synthesize(_FALSE_STOP.sub(r"\1", text), config):
                     samples = np.clip(chunk.audio_float_array * INT16_MAX, -INT16_MAX, INT16_MAX)
                     yield Speech(samples.astype(np.int16), chunk.sample_rate)
-        except ONNX_ERRORS as error:
+        except (*ONNX_ERRORS, vits.StoppedError) as error:
             if not stop.is_set():
                 raise SynthesisError("tts_failed", f"Piper failed: {type(error).__name__}.") from None
 
     def describe(self) -> ModelDescription:
-        """The first voice, how many there are, and the speed."""
-        return ModelDescription(
-            self._name, "piper", "cpu", {"speed": self._settings.speed, "voices": len(self._paths)}
-        )
+        """The first voice, how many there are, in how many june's kernel computes, and the speed."""
+        details: dict[str, str | int | float | bool] = {
+            "speed": self._settings.speed,
+            "voices": len(self._paths),
+            "kernels": sum(session.has_kernel for _, session in self._voices.values()),
+        }
+        return ModelDescription(self._name, "piper", "cpu", details)
 
     async def close(self) -> None:
         """Free the model and end its thread."""
@@ -123,19 +133,33 @@ class Piper:
 
 
 class _Session:
-    """ONNX Runtime's session as Piper calls it, but interruptible in the middle of a sentence."""
+    """ONNX Runtime's session as Piper calls it, but interruptible in the middle of a sentence.
 
-    def __init__(self, session: onnxruntime.InferenceSession) -> None:
+    Args:
+        session: the voice, or its first half.
+        kernel: what computes the second half, if june does.
+    """
+
+    def __init__(self, session: onnxruntime.InferenceSession, kernel: vits.Kernel | None) -> None:
         self._session = session
+        self._kernel = kernel
+        self.has_kernel = kernel is not None
         self._run = threading.local()
 
     @contextmanager
     def interruptible(self, stop: StopFlag) -> Iterator[None]:
         """Let `stop` end the runs in this block."""
         options = self._run.options = onnxruntime.RunOptions()
-        with stop.interrupts(lambda: setattr(options, "terminate", True)):
+        stopped = self._run.stopped = ctypes.c_int32()
+
+        def interrupt() -> None:
+            options.terminate = True
+            stopped.value = 1
+
+        with stop.interrupts(interrupt):
             yield
 
     def run(self, outputs: list[str] | None, inputs: dict[str, Any]) -> list[Any]:
         """What `onnxruntime.InferenceSession.run` gives."""
-        return list(self._session.run(outputs, inputs, self._run.options))
+        results = list(self._session.run(outputs, inputs, self._run.options))
+        return [self._kernel.run(results[0][0], self._run.stopped)] if self._kernel else results
