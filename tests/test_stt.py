@@ -121,6 +121,22 @@ async def test_cancelling_frees_the_model_for_the_next_recording(
     assert (await stt.transcribe(pcm)).text == heard.text
 
 
+async def test_two_are_heard_at_once_and_one_can_be_stopped_alone(
+    stt: FasterWhisper, questions: tuple[Question, ...]
+) -> None:
+    one, other = recorded(questions[0]), recorded(questions[1])
+    alone = [(await stt.transcribe(pcm)).text for pcm in (one, other)]
+    together = await asyncio.gather(stt.transcribe(one), stt.transcribe(other))
+    assert [transcript.text for transcript in together] == alone
+    stopped = asyncio.create_task(stt.transcribe(one))
+    heard = asyncio.create_task(stt.transcribe(other))
+    await asyncio.sleep(0)
+    stopped.cancel()
+    assert (await heard).text == alone[1]
+    await asyncio.wait([stopped])
+    assert stopped.cancelled()
+
+
 async def test_cancelling_while_the_encoder_works_spares_the_decoder(
     stt: FasterWhisper, questions: tuple[Question, ...]
 ) -> None:

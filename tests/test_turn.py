@@ -4,8 +4,8 @@ import asyncio
 import random
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from dataclasses import replace
+from contextlib import ExitStack, asynccontextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,12 +14,13 @@ from structlog.testing import capture_logs
 
 from june.audio import decode
 from june.bench.voice import Question, wrong_words
+from june.conversation.gathering import Gathering
 from june.conversation.speakable import speakable
 from june.conversation.turn import TurnRequest, VoicePipeline, choose_overlap
 from june.errors import AudioError, GenerationError, StageError, SynthesisError, TranscriptionError
 from june.llm import ChatModel
 from june.llm.llama_cpp import LlamaCpp
-from june.messages import ChatMessage, Device
+from june.messages import ChatMessage, Device, Pcm, Transcript
 from june.settings import Settings
 from june.stt import SpeechToText
 from june.stt.faster_whisper import FasterWhisper
@@ -174,6 +175,64 @@ async def test_without_overlap_nothing_is_spoken_before_the_last_word_is_written
         result = await turn
     assert tts.sentences == ["The sky is blue.", "The sea is too."]
     assert len(result.voices) == 1
+
+
+@dataclass
+class StaggeredStt(FakeStt):
+    """Hears each recording when its own event is set; `all_called` when there is one for each."""
+
+    heard: tuple[asyncio.Event, ...] = ()
+    all_called: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def transcribe(self, pcm: Pcm, *, language: str = "") -> Transcript:
+        """See the Protocol."""
+        heard = self.heard[len(self.languages)]
+        if heard is self.heard[-1]:
+            self.all_called.set()
+        transcript = await super().transcribe(pcm, language=language)
+        await heard.wait()
+        return transcript
+
+
+@pytest.mark.parametrize(("overlap", "begun"), [(False, 0), (True, 1)])
+async def test_answers_to_what_is_asked_at_once_begin_together_where_cores_are_shared(
+    settings: Settings, spoken: TurnRequest, overlap: bool, begun: int
+) -> None:
+    stt, llm = StaggeredStt(heard=(asyncio.Event(), asyncio.Event())), FakeLlm()
+    async with pipeline(settings, stt, llm, FakeTts(), reply={"overlap": overlap}) as june:
+        turns = [asyncio.create_task(june.answer(spoken)) for _ in stt.heard]
+        await stt.all_called.wait()
+        stt.heard[0].set()
+        for _ in range(20):  # turns of the loop, in any of which the first could begin
+            await asyncio.sleep(0)
+        assert len(llm.requests) == begun
+        stt.heard[1].set()
+        assert all(result.voices for result in await asyncio.gather(*turns))
+    assert len(llm.requests) == 2
+
+
+async def test_nobody_waits_long_or_for_more_than_are_answered_together(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gathering = Gathering(most=3)
+    monkeypatch.setattr("june.conversation.gathering.LONGEST_WAIT_S", 0.01)
+    await gathering.wait()
+    with gathering.hearing():
+        async with asyncio.timeout(5):
+            await gathering.wait()  # it is never heard
+    monkeypatch.setattr("june.conversation.gathering.LONGEST_WAIT_S", 60)
+    first, second, third = (ExitStack() for _ in range(3))
+    for each in (first, second, third):
+        each.enter_context(gathering.hearing())
+    async with asyncio.timeout(5):
+        waiting = asyncio.create_task(gathering.wait())
+        await asyncio.sleep(0)
+        first.close()
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        second.close()
+        await waiting  # the third would be a fourth answer
+    third.close()
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from typing import Any, Literal, Protocol, TypeVar
 import numpy as np
 
 from june import audio
+from june.conversation.gathering import Gathering
 from june.conversation.speakable import SentenceStream
 from june.errors import SENTENCES, GenerationError, Stage, StageError, SynthesisError
 from june.llm import ChatModel
@@ -119,6 +120,7 @@ class VoicePipeline:
         self._tts = tts
         self._codec = ModelThread("decode")
         self._cores = cores
+        self._gathering = Gathering(settings.llm.slots)
 
     @property
     def overlap(self) -> bool:
@@ -141,8 +143,9 @@ class VoicePipeline:
             TranscriptionError: speech to text failed.
         """
         timings_s: dict[str, float] = {}
-        pcm = await self._decode(recording, timings_s)
-        return Heard(await self._transcribe(pcm, language, timings_s), timings_s)
+        with self._gathering.hearing():
+            pcm = await self._decode(recording, timings_s)
+            return Heard(await self._transcribe(pcm, language, timings_s), timings_s)
 
     async def record(self, recording: bytes) -> Voice:
         """A person's recording as it is heard here, as a voice message.
@@ -221,6 +224,8 @@ class VoicePipeline:
             if request.answer:
                 answer.write_whole(request.answer)
             else:
+                if heard is not None and not self.overlap:
+                    await self._gathering.wait()
                 asked = self.chat_request(messages, request.conversation, request.json_schema)
                 await self._write(answer, asked, request.speak, listener, timings_s)
             try:

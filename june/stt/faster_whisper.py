@@ -6,6 +6,7 @@ like a repetition, the known failure of a short window, is heard once more with 
 """
 
 from collections.abc import Iterable, Iterator
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -46,6 +47,9 @@ LONGEST_CHANCE_REPEAT = 8
 TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 """Whisper's own schedule: hotter until the text is neither repetitive nor unsure."""
 
+NOTES_AT_ONCE = 2
+"""Each takes some 40 MB beside the weights."""
+
 ENERGETIC_RMS = 0.01
 """-40 dBFS: a recording this loud without speech in it, says the VAD, is listened to once more."""
 
@@ -58,7 +62,7 @@ class FasterWhisper:
         self._model = model
         self._name = model.name
         self._path = path
-        self._thread = ModelThread("stt")
+        self._thread = ModelThread("stt", threads=self._workers())
         self._whisper: _WindowedWhisper | None = None
         self._device: Literal["cpu", "cuda"] = "cpu"
 
@@ -83,18 +87,24 @@ class FasterWhisper:
                 str(self._path),
                 device=device,
                 compute_type=compute_type,
-                cpu_threads=self._settings.threads or self._useful_threads(),
+                cpu_threads=self._threads(),
+                num_workers=self._workers(),
             )
         except (RuntimeError, ValueError, OSError) as error:
             raise ModelLoadError(f"Whisper model {self._name} cannot be loaded: {error}.") from error
 
-    def _useful_threads(self) -> int:
+    def _threads(self) -> int:
         """One thread for each 40 million parameters, at most one for each core.
 
         The decoder's steps are too small to share: tiny.en (39 million) heard a 6 s note in 0.147 s with
         one thread and in 0.183 s with two.
         """
-        return max(1, min(hardware.cpu_cores(), round(self._model.parameters_b / 0.04)))
+        useful = min(hardware.cpu_cores(), round(self._model.parameters_b / 0.04))
+        return self._settings.threads or max(1, useful)
+
+    def _workers(self) -> int:
+        """Notes heard at a time, with the same weights: what cores are left for."""
+        return max(1, min(hardware.cpu_cores() // self._threads(), NOTES_AT_ONCE))
 
     async def warm_up(self) -> None:
         """Send a second of silence through the VAD, the encoder and one step of the decoder."""
@@ -104,8 +114,8 @@ class FasterWhisper:
         assert self._whisper is not None  # noqa: S101 - `load` comes first
         silence = np.zeros(SAMPLE_RATE_HZ, np.float32)
         get_speech_timestamps(silence)
-        self._whisper.begin(stop, self._settings.window)
-        segments, _ = self._whisper.transcribe(silence, language="en", beam_size=1, max_new_tokens=1)
+        whisper = self._whisper.listening(stop, self._settings.window)
+        segments, _ = whisper.transcribe(silence, language="en", beam_size=1, max_new_tokens=1)
         list(segments)
 
     async def transcribe(self, pcm: Pcm, *, language: str = "") -> Transcript:
@@ -130,19 +140,20 @@ class FasterWhisper:
     def _listen(self, stop: StopFlag, pcm: Pcm, language: str, window: Window) -> Transcript:
         """What is said; a loud recording in which the VAD finds nothing is listened to without it."""
         assert self._whisper is not None  # noqa: S101 - `load` comes first
-        self._whisper.begin(stop, window)
-        segments, heard_language = self._hear(pcm, language, vad=self._settings.vad)
+        whisper = self._whisper.listening(stop, window)
+        segments, heard_language = self._hear(whisper, pcm, language, vad=self._settings.vad)
         if not segments and self._settings.vad and _loudest_rms(pcm) >= ENERGETIC_RMS:
-            segments, heard_language = self._hear(pcm, language, vad=False)
+            segments, heard_language = self._hear(whisper, pcm, language, vad=False)
             segments = [each for each in segments if self._is_surely_speech(each)]
         text = " ".join(segment.text.strip() for segment in segments).strip()
-        return Transcript(text, heard_language, len(pcm) / SAMPLE_RATE_HZ, self._whisper.retries)
+        return Transcript(text, heard_language, len(pcm) / SAMPLE_RATE_HZ, whisper.retries)
 
-    def _hear(self, pcm: Pcm, language: str, *, vad: bool) -> tuple[list[Segment], str]:
-        assert self._whisper is not None  # noqa: S101 - `load` comes first
-        segments, info = self._whisper.transcribe(
+    def _hear(
+        self, whisper: "_WindowedWhisper", pcm: Pcm, language: str, *, vad: bool
+    ) -> tuple[list[Segment], str]:
+        segments, info = whisper.transcribe(
             pcm,
-            language=language if language in self._whisper.supported_languages else None,
+            language=language if language in whisper.supported_languages else None,
             beam_size=self._settings.beam_size,
             best_of=1,  # at each hotter temperature; Whisper's five take a long note five times as long
             temperature=TEMPERATURES,
@@ -180,15 +191,24 @@ class _Stopped(Exception):  # noqa: N818 - no error: leaves faster-whisper's loo
 
 
 class _WindowedWhisper(WhisperModel):  # type: ignore[misc]  # the library has no types
-    """faster-whisper, but for the length of what its encoder sees, and for stopping between its steps."""
+    """faster-whisper, but for the length of what its encoder sees, and for stopping between its steps.
+
+    Attributes:
+        retries: stretches that were heard once more with the whole window.
+    """
+
+    def listening(self, stop: StopFlag, window: Window) -> "_WindowedWhisper":
+        """The same model, for one transcription."""
+        one = copy(self)
+        one.begin(stop, window)
+        return one
 
     def begin(self, stop: StopFlag, window: Window) -> None:
-        """Set what holds for the next transcription."""
+        """Set what holds for this transcription."""
         self._stop = stop
         self._window = window
         self._features = self._fitted = np.empty((0, 0), np.float32)
         self.retries = 0
-        """Stretches that were heard once more with the whole window."""
 
     def encode(self, features: npt.NDArray[np.float32]) -> ctranslate2.StorageView:
         self._raise_if_stopped()

@@ -6,6 +6,7 @@ the rate of ONNX Runtime's float32. What comes before it, from phonemes to laten
 
 import ctypes
 import re
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -58,6 +59,8 @@ class Kernel:
         self._library = _library()
         self._samples_per_latent = samples_per_latent
         self._threads = threads
+        self._lock = threading.Lock()
+        self._running = 0
         flat = np.concatenate([array.ravel() for array in weights], dtype=np.float32)
         self._voice = ctypes.c_void_p(self._library.vits_new(np.array(plan, np.int32), flat))
 
@@ -75,11 +78,20 @@ class Kernel:
         """
         n_latents = latents.shape[1]
         samples = np.empty(n_latents * self._samples_per_latent, np.float32)
-        if not self._library.vits_run(
-            self._voice, np.ascontiguousarray(latents), n_latents, self._threads, samples, ctypes.byref(stop)
-        ):
-            raise StoppedError
+        arguments = np.ascontiguousarray(latents), n_latents, self._share(), samples, ctypes.byref(stop)
+        try:
+            if not self._library.vits_run(self._voice, *arguments):
+                raise StoppedError
+        finally:
+            with self._lock:
+                self._running -= 1
         return samples
+
+    def _share(self) -> int:
+        """The threads of a call that begins now: others need cores, too."""
+        with self._lock:
+            self._running += 1
+            return max(1, self._threads // self._running)
 
     def __del__(self) -> None:
         self._library.vits_free(self._voice)
