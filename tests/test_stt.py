@@ -1,6 +1,7 @@
 """Whisper tiny.en hears the recorded questions, and nothing where nothing is said."""
 
 import asyncio
+import threading
 import time
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from june import hardware
 from june.audio import decode
 from june.bench.voice import Question, wrong_words
 from june.errors import ModelLoadError
-from june.messages import Pcm
+from june.messages import Pcm, Transcript
 from june.settings import AudioSettings, Settings
 from june.stt.faster_whisper import (
     SAMPLE_RATE_HZ,
@@ -121,20 +122,40 @@ async def test_cancelling_frees_the_model_for_the_next_recording(
     assert (await stt.transcribe(pcm)).text == heard.text
 
 
-async def test_two_are_heard_at_once_and_one_can_be_stopped_alone(
+async def test_two_are_heard_at_once_and_one_is_stopped_alone(
     stt: FasterWhisper, questions: tuple[Question, ...]
 ) -> None:
     one, other = recorded(questions[0]), recorded(questions[1])
     alone = [(await stt.transcribe(pcm)).text for pcm in (one, other)]
     together = await asyncio.gather(stt.transcribe(one), stt.transcribe(other))
     assert [transcript.text for transcript in together] == alone
-    stopped = asyncio.create_task(stt.transcribe(one))
-    heard = asyncio.create_task(stt.transcribe(other))
-    await asyncio.sleep(0)
-    stopped.cancel()
-    assert (await heard).text == alone[1]
-    await asyncio.wait([stopped])
-    assert stopped.cancelled()
+    both_began = threading.Barrier(2)
+    stopped, kept = MeetingFlag(both_began), MeetingFlag(both_began)
+    stopped.set()
+    outcomes = await asyncio.gather(
+        asyncio.to_thread(stt.transcribe_now, stopped, one),
+        asyncio.to_thread(stt.transcribe_now, kept, other),
+        return_exceptions=True,
+    )
+    assert not both_began.broken
+    assert isinstance(outcomes[0], Exception)
+    assert isinstance(outcomes[1], Transcript)
+    assert outcomes[1].text == alone[1]
+
+
+class MeetingFlag(StopFlag):
+    """Looked at for the first time when the other one is, too."""
+
+    def __init__(self, both: threading.Barrier) -> None:
+        super().__init__()
+        self._both: threading.Barrier | None = both
+
+    def is_set(self) -> bool:
+        """See `StopFlag`."""
+        if both := self._both:
+            self._both = None
+            both.wait(timeout=20)
+        return super().is_set()
 
 
 async def test_cancelling_while_the_encoder_works_spares_the_decoder(
