@@ -4,7 +4,7 @@
 
 Prints one JSON line: seconds from a question's arrival at the server to the end of the `sendVoice` upload,
 with answers of 40 tokens to questions of some 6 s: ten turns of one conversation, then rounds in which four
-people ask one after the other, and the same at once, each with nothing said before.
+people ask one after the other, and the same at once, each with nothing said before and a whole answer.
 """
 
 import asyncio
@@ -12,14 +12,16 @@ import json
 import statistics
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from june.bench.voice import Question, load_questions
-from tests.program import running, write_settings
+from tests.program import Program, running, write_settings
 from tests.telegram_server import ALICE, Call, TelegramServer
 
 TURNS = 10
 PEOPLE = 4
 ROUNDS = 5
+ANSWER_TOKENS = 40
 
 
 async def measure() -> dict[str, object]:
@@ -32,7 +34,7 @@ async def measure() -> dict[str, object]:
                 Path(folder),
                 telegram={"token": server.token, "api_base": server.base_url},
                 access={"owners": [f"telegram:{person}" for person in people]},
-                llm={"max_tokens": 40},
+                llm={"max_tokens": ANSWER_TOKENS, "temperature": 0, "presence_penalty": 0},
             )
             async with running(file) as june:
                 await june.logged("june.ready")
@@ -40,20 +42,28 @@ async def measure() -> dict[str, object]:
                 for turn in range(TURNS):
                     asked_one = ask(server, questions, ALICE, turn)
                     alone_s.append(await answered_s(server, ALICE, asked_one))
+                for number in range(len(questions)):
+                    await forget(server, [ALICE])
+                    await answered_s(server, ALICE, ask(server, questions, ALICE, number))
+                whole = tuple(
+                    question
+                    for question, turn in zip(questions, finished(june)[TURNS:], strict=True)
+                    if turn["completion_tokens"] == ANSWER_TOKENS
+                )
                 one_of_four_s, last_of_four_s = [], []
                 for turn in range(ROUNDS):
                     await forget(server, people)
                     for number, person in enumerate(people):
-                        asked_one = ask(server, questions, person, turn + number)
+                        asked_one = ask(server, whole, person, turn + number)
                         one_of_four_s.append(await answered_s(server, person, asked_one))
                     await forget(server, people)
                     asked = [
-                        (person, ask(server, questions, person, turn + number))
+                        (person, ask(server, whole, person, turn + number))
                         for number, person in enumerate(people)
                     ]
                     last_of_four_s.append(max([await answered_s(server, *each) for each in asked]))
                 await june.terminate()
-                turns = [event for event in june.events if event["event"] == "turn.finished"]
+                turns = finished(june)
         one_s = statistics.median(alone_s)
         each_s, last_s = statistics.median(one_of_four_s), statistics.median(last_of_four_s)
         return {
@@ -64,11 +74,16 @@ async def measure() -> dict[str, object]:
             "last_of_four_s": round(last_s, 3),
             "last_of_four_ratio": round(last_s / each_s, 2),
             "overhead_s": round(one_s - statistics.median(turn["total_s"] for turn in turns[:TURNS]), 3),
-            "tokens": statistics.median(turn["completion_tokens"] for turn in turns),
+            "whole_answers": len(whole),
             "all_s": [round(each, 2) for each in alone_s],
             "all_one_of_four_s": [round(each, 2) for each in one_of_four_s],
             "all_four_s": [round(each, 2) for each in last_of_four_s],
         }
+
+
+def finished(june: Program) -> list[dict[str, Any]]:
+    """What june logged of its turns."""
+    return [event for event in june.events if event["event"] == "turn.finished"]
 
 
 async def forget(server: TelegramServer, people: list[int]) -> None:
