@@ -26,6 +26,7 @@ test: install-dev models
 lint: install-dev
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/clang-format --dry-run --Werror june/tts/vits.cpp
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 

@@ -143,7 +143,7 @@ async def test_a_voice_with_other_layers_is_left_to_onnx_runtime(
     assert await spoken_kernels(settings, other) == 0
 
 
-@pytest.mark.parametrize("why", ["setting", "cpu", "not compiled"])
+@pytest.mark.parametrize("why", ["setting", "cpu", "not compiled", "compiled for another machine"])
 async def test_onnx_runtime_speaks_alone_where_the_kernel_cannot(
     why: str, voice: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -154,6 +154,8 @@ async def test_onnx_runtime_speaks_alone_where_the_kernel_cannot(
         monkeypatch.setattr(hardware, "cpu_flags", lambda: frozenset({"avx2", "avx512f"}))
     else:
         monkeypatch.setattr(vits, "LIBRARY", tmp_path / "vits.kernel")
+    if why == "compiled for another machine":
+        vits.LIBRARY.write_bytes(b"\x7fELF of another kind")
     assert await spoken_kernels(settings, voice) == 0
 
 

@@ -1,9 +1,10 @@
-// The half of a VITS voice (Kim et al., 2021) that takes the time: its flow, and HiFi-GAN's generator (Kong et
-// al., 2020, with residual blocks of kind 2). Latents in, samples out. Products are of bfloat16, sums of float:
-// AVX512-BF16 computes them twice as fast as products of floats.
+// The half of a VITS voice (Kim et al., 2021) that takes the time: its flow, and HiFi-GAN's generator (Kong
+// et al., 2020, with residual blocks of kind 2). Latents in, samples out. Products are of bfloat16, sums of
+// float: AVX512-BF16 computes them twice as fast as products of floats.
 //
-// An array's rows are moments, its channels stand side by side. Work is done in chunks of rows, whose arrays stay
-// in a core's cache; threads take chunks from a counter, and wait for one another where rows need their neighbours.
+// An array's rows are moments, its channels stand side by side. Work is done in chunks of rows, whose arrays
+// stay in a core's cache; threads take chunks from a counter, and wait for one another where rows need their
+// neighbours.
 
 #include <immintrin.h>
 
@@ -21,7 +22,7 @@ namespace {
 
 constexpr int LANES = 16;
 constexpr int TILE_CHANNELS = 2 * LANES, TILE_ROWS = 12;  // 24 of 32 registers hold sums
-constexpr int CHUNK_VALUES = 24 * 1024;                   // of one array; a second-level cache holds all of a chunk's
+constexpr int CHUNK_VALUES = 24 * 1024;  // of one array; a second-level cache holds all of a chunk's
 constexpr int LATENT_CHUNK_ROWS = 2 * TILE_ROWS;
 constexpr int GUARD_ROWS = 4;  // of zeros around what others read: convolutions pad with zeros
 constexpr float SLOPE = 0.1f, LAST_SLOPE = 0.01f;  // of HiFi-GAN's leaky ReLU
@@ -111,7 +112,8 @@ public:
     // Rows beyond its own that an output takes, on either side.
     int reach() const { return std::abs(offsets_.front()); }
 
-    // finish(row, channel, sums) gets rows first to end, 16 channels at a time. Inputs begin at a channel of `in`.
+    // finish(row, channel, sums) gets rows first to end, 16 channels at a time. Inputs begin at a channel of
+    // `in`.
     template <class Finish>
     void run(const Rows<Pair>& in, int first, int end, Finish finish, int from = 0) const {
         for (int channel = 0; channel < outputs_; channel += TILE_CHANNELS) {
@@ -127,12 +129,14 @@ private:
     void tile(const Rows<Pair>& in, int from, int channel, int row, Finish& finish) const {
         const int width = in.width();
         Vector sums[ROWS][2];
-        for (int r = 0; r < ROWS; r++) sums[r][0] = load(&bias_[channel]), sums[r][1] = load(&bias_[channel + LANES]);
+        for (int r = 0; r < ROWS; r++)
+            sums[r][0] = load(&bias_[channel]), sums[r][1] = load(&bias_[channel + LANES]);
         const Pair* weights = weights_.data() + size_t(channel) * pairs_ * offsets_.size();
         for (int offset : offsets_) {
             const Pair* inputs = in.row(row + offset) + from / 2;
             for (int i = 0; i < pairs_; i++, weights += TILE_CHANNELS) {
-                auto left = (__m512bh)_mm512_loadu_si512(weights), right = (__m512bh)_mm512_loadu_si512(weights + LANES);
+                auto left = (__m512bh)_mm512_loadu_si512(weights),
+                     right = (__m512bh)_mm512_loadu_si512(weights + LANES);
 #pragma GCC unroll 16
                 for (int r = 0; r < ROWS; r++) {
                     auto input = (__m512bh)_mm512_set1_epi32(inputs[r * width + i]);
@@ -141,7 +145,8 @@ private:
                 }
             }
         }
-        for (int r = 0; r < ROWS; r++) finish(row + r, channel, sums[r][0]), finish(row + r, channel + LANES, sums[r][1]);
+        for (int r = 0; r < ROWS; r++)
+            finish(row + r, channel, sums[r][0]), finish(row + r, channel + LANES, sums[r][1]);
     }
 
     int pairs_, outputs_;
@@ -150,7 +155,7 @@ private:
     std::vector<float> bias_;
 };
 
-// What follows in the plan and among the weights; vocoder.py writes them.
+// What follows in the plan and among the weights; vits.py writes them.
 struct Reader {
     const int32_t* plan;
     const float* weights;
@@ -181,66 +186,73 @@ struct Reader {
     }
 };
 
-// The arrays of the latents, for all rows, and two of one thread's chunk.
+// What the flow computes with, for all rows. `_in`: as a convolution takes it.
 struct LatentArrays {
     Rows<float> latents, hidden, skipped;
     Rows<Pair> latents_in, hidden_in[2];
 };
 
+// The same of one thread's chunk.
 struct LatentScratch {
     Rows<float> gates;
     Rows<Pair> gated, skipped_in;
 };
 
-// One step of the flow: WaveNet reads one half of the channels, and what it says is subtracted from the other.
-// Every other step sees the channels in reverse; its weights are reversed instead.
+// One step of the flow: WaveNet reads one half of the channels, and what it says is subtracted from the
+// other. Every other step sees the channels in reverse; its weights are reversed instead.
 class Coupling {
 public:
     Coupling(int channels, int layers, int size, bool reversed, Reader& read)
-        : half_(channels / 2), channels_(channels), read_from_(reversed ? half_ : 0),
-          before_(read.product(half_, channels, reversed, false)), layers_(layers_of(channels, layers, size, read)),
+        : half_(channels / 2),
+          channels_(channels),
+          read_from_(reversed ? half_ : 0),
+          before_(read.product(half_, channels, reversed, false)),
+          layers_(layers_of(channels, layers, size, read)),
           after_(read.product(channels, half_, false, reversed)) {}
 
     int layers() const { return layers_.size(); }
 
     // Rows first to end of what the first layer reads, in hidden_in[0].
-    void begin(LatentArrays& a, int first, int end) const {
-        before_.run(a.latents_in, first, end, [&](int row, int channel, Vector value) {
-            store(a.hidden.row(row) + channel, value);
-            store_pairs(a.hidden_in[0], row, channel, value);
-        }, read_from_);
+    void begin(LatentArrays& arrays, int first, int end) const {
+        before_.run(
+            arrays.latents_in, first, end,
+            [&](int row, int channel, Vector value) {
+                store(arrays.hidden.row(row) + channel, value);
+                store_pairs(arrays.hidden_in[0], row, channel, value);
+            },
+            read_from_);
     }
 
     // Rows first to end of one layer, from hidden_in[turn] to hidden_in[1 - turn].
-    void run(int number, int turn, LatentArrays& a, int first, int end, LatentScratch& s) const {
+    void run(int number, int turn, LatentArrays& arrays, int first, int end, LatentScratch& scratch) const {
         const Layer& layer = layers_[number];
         const bool is_first = number == 0, is_last = number + 1 == layers();
-        s.gates.shape(first, end, 2 * channels_);
-        s.gated.shape(first, end, channels_ / 2);
-        s.skipped_in.shape(first, end, channels_ / 2);
-        layer.gates.run(a.hidden_in[turn], first, end, [&](int row, int channel, Vector value) {
-            store(s.gates.row(row) + channel, value);
+        scratch.gates.shape(first, end, 2 * channels_);
+        scratch.gated.shape(first, end, channels_ / 2);
+        scratch.skipped_in.shape(first, end, channels_ / 2);
+        layer.gates.run(arrays.hidden_in[turn], first, end, [&](int row, int channel, Vector value) {
+            store(scratch.gates.row(row) + channel, value);
         });
         for (int row = first; row < end; row++)
             for (int channel = 0; channel < channels_; channel += LANES) {
-                const float* gates = s.gates.row(row) + channel;
-                store_pairs(s.gated, row, channel, gate(load(gates), load(gates + channels_)));
+                const float* gates = scratch.gates.row(row) + channel;
+                store_pairs(scratch.gated, row, channel, gate(load(gates), load(gates + channels_)));
             }
-        layer.outputs.run(s.gated, first, end, [&](int row, int channel, Vector value) {
+        layer.outputs.run(scratch.gated, first, end, [&](int row, int channel, Vector value) {
             if (!is_last && channel < channels_) {
-                float* hidden = a.hidden.row(row) + channel;
+                float* hidden = arrays.hidden.row(row) + channel;
                 value += load(hidden);
                 store(hidden, value);
-                store_pairs(a.hidden_in[1 - turn], row, channel, value);
+                store_pairs(arrays.hidden_in[1 - turn], row, channel, value);
                 return;
             }
             if (!is_last) channel -= channels_;
-            float* skipped = a.skipped.row(row) + channel;
+            float* skipped = arrays.skipped.row(row) + channel;
             if (!is_first) value += load(skipped);
-            if (is_last) store_pairs(s.skipped_in, row, channel, value);
+            if (is_last) store_pairs(scratch.skipped_in, row, channel, value);
             else store(skipped, value);
         });
-        if (is_last) end_with(a, first, end, s);
+        if (is_last) end_with(arrays, first, end, scratch);
     }
 
 private:
@@ -252,18 +264,19 @@ private:
         std::vector<Layer> layers;
         for (int i = 0; i < count; i++) {
             Convolution gates = read.convolution(channels, 2 * channels, size, 1);
-            layers.push_back({gates, read.product(channels, i + 1 < count ? 2 * channels : channels, false, false)});
+            layers.push_back(
+                {gates, read.product(channels, i + 1 < count ? 2 * channels : channels, false, false)});
         }
         return layers;
     }
 
-    void end_with(LatentArrays& a, int first, int end, LatentScratch& s) const {
-        after_.run(s.skipped_in, first, end, [&](int row, int channel, Vector value) {
+    void end_with(LatentArrays& arrays, int first, int end, LatentScratch& scratch) const {
+        after_.run(scratch.skipped_in, first, end, [&](int row, int channel, Vector value) {
             channel += half_ - read_from_;
-            float* latent = a.latents.row(row) + channel;
+            float* latent = arrays.latents.row(row) + channel;
             value = load(latent) - value;
             store(latent, value);
-            store_pairs(a.latents_in, row, channel, value);
+            store_pairs(arrays.latents_in, row, channel, value);
         });
     }
 
@@ -277,10 +290,10 @@ struct Block {
     Convolution first, second;
 };
 
-// The arrays of one thread's chunk.
+// What a stage computes with, of one thread's chunk. `_in`: activated, as a convolution takes it.
 struct Scratch {
     Rows<float> upsampled, middle, sum;
-    Rows<Pair> upsampled_in, middle_in, out;  // `_in`: activated, as a convolution takes it
+    Rows<Pair> upsampled_in, middle_in, out;
 };
 
 class Stage {
@@ -294,14 +307,16 @@ public:
         for (int phase = 0; phase < stride_; phase++) {
             std::vector<int> offsets;
             for (int tap = 0; tap < size / stride_; tap++) offsets.push_back(-tap);
-            phases_.push_back({inputs, outputs_, offsets, bias, [&](int output, int input, int tap) {
-                                   return kernel[(size_t(input) * outputs_ + output) * size + phase + tap * stride_];
-                               }});
+            phases_.push_back(
+                {inputs, outputs_, offsets, bias, [&](int output, int input, int tap) {
+                     return kernel[(size_t(input) * outputs_ + output) * size + phase + tap * stride_];
+                 }});
         }
         while (blocks--) {
             size = read.number();
             int first = read.number(), second = read.number();
-            blocks_.push_back({read.convolution(outputs_, outputs_, size, first), read.convolution(outputs_, outputs_, size, second)});
+            blocks_.push_back({read.convolution(outputs_, outputs_, size, first),
+                               read.convolution(outputs_, outputs_, size, second)});
             reach_ = std::max(reach_, blocks_.back().first.reach() + blocks_.back().second.reach());
         }
     }
@@ -311,7 +326,8 @@ public:
     int chunk_rows() const { return CHUNK_VALUES / outputs_ / TILE_ROWS * TILE_ROWS; }
 
     // Rows first to end, which may lie outside of 0 to `count`, of all `count`, activated with `slope`.
-    void run(const Rows<Pair>& in, int first, int end, int count, float slope, Rows<Pair>& out, Scratch& scratch) const {
+    void run(const Rows<Pair>& in, int first, int end, int count, float slope, Rows<Pair>& out,
+             Scratch& scratch) const {
         upsample(in, first - reach_, end + reach_, count, scratch);
         scratch.sum.shape(first, end, outputs_);
         out.clear_outside(first, end, count);
@@ -320,13 +336,14 @@ public:
             add_residue(block.first, low, high, count, scratch);
             const Vector share = all(1.0f / blocks_.size());
             const bool is_first = &block == &blocks_.front(), is_last = &block == &blocks_.back();
-            block.second.run(scratch.middle_in, std::max(first, 0), std::min(end, count), [&](int row, int channel, Vector value) {
-                float* sum = scratch.sum.row(row) + channel;
-                value = value + load(scratch.middle.row(row) + channel);
-                if (!is_first) value = value + load(sum);
-                if (is_last) store_pairs(out, row, channel, leaky(value * share, slope));
-                else store(sum, value);
-            });
+            block.second.run(scratch.middle_in, std::max(first, 0), std::min(end, count),
+                             [&](int row, int channel, Vector value) {
+                                 float* sum = scratch.sum.row(row) + channel;
+                                 value = value + load(scratch.middle.row(row) + channel);
+                                 if (!is_first) value = value + load(sum);
+                                 if (is_last) store_pairs(out, row, channel, leaky(value * share, slope));
+                                 else store(sum, value);
+                             });
         }
     }
 
@@ -338,11 +355,12 @@ private:
         for (int phase = 0; phase < stride_; phase++) {
             const int shift = phase - padding_;  // an output's row is its input's * stride + shift
             auto input_of = [&](int row) { return (row - shift + stride_ - 1) / stride_; };
-            phases_[phase].run(in, input_of(std::max(first, 0)), input_of(std::min(end, count)), [&](int row, int channel, Vector value) {
-                row = row * stride_ + shift;
-                store(scratch.upsampled.row(row) + channel, value);
-                store_pairs(scratch.upsampled_in, row, channel, leaky(value, SLOPE));
-            });
+            phases_[phase].run(in, input_of(std::max(first, 0)), input_of(std::min(end, count)),
+                               [&](int row, int channel, Vector value) {
+                                   row = row * stride_ + shift;
+                                   store(scratch.upsampled.row(row) + channel, value);
+                                   store_pairs(scratch.upsampled_in, row, channel, leaky(value, SLOPE));
+                               });
         }
     }
 
@@ -350,11 +368,12 @@ private:
         scratch.middle.shape(first, end, outputs_);
         scratch.middle_in.shape(first, end, outputs_ / 2);
         scratch.middle_in.clear_outside(first, end, count);
-        convolution.run(scratch.upsampled_in, std::max(first, 0), std::min(end, count), [&](int row, int channel, Vector value) {
-            value = value + load(scratch.upsampled.row(row) + channel);
-            store(scratch.middle.row(row) + channel, value);
-            store_pairs(scratch.middle_in, row, channel, leaky(value, SLOPE));
-        });
+        convolution.run(scratch.upsampled_in, std::max(first, 0), std::min(end, count),
+                        [&](int row, int channel, Vector value) {
+                            value = value + load(scratch.upsampled.row(row) + channel);
+                            store(scratch.middle.row(row) + channel, value);
+                            store_pairs(scratch.middle_in, row, channel, leaky(value, SLOPE));
+                        });
     }
 
     int outputs_, stride_, padding_, reach_ = 0;
@@ -364,7 +383,11 @@ private:
 
 class Voice {
 public:
-    explicit Voice(Reader read) : latents_(read.number()), couplings_(couplings(read)), channels_(read.number()), first_(first(read)) {
+    explicit Voice(Reader read)
+        : latents_(read.number()),
+          couplings_(couplings(read)),
+          channels_(read.number()),
+          first_(first(read)) {
         int stages = read.number(), blocks = read.number();
         for (int channels = channels_; stages--; channels = stages_.back().channels())
             stages_.emplace_back(channels, blocks, read);
@@ -372,11 +395,13 @@ public:
         int channels = stages_.back().channels();
         const float* kernel = read.values(size_t(channels) * last_size_);
         for (int tap = 0; tap < last_size_; tap++)
-            for (int channel = 0; channel < channels; channel++) last_.push_back(kernel[channel * last_size_ + tap]);
+            for (int channel = 0; channel < channels; channel++)
+                last_.push_back(kernel[channel * last_size_ + tap]);
     }
 
     // False if `stop` ended it.
-    bool run(const float* latents, int count, int threads, float* samples, const std::atomic<int32_t>& stop) const {
+    bool run(const float* latents, int count, int threads, float* samples,
+             const std::atomic<int32_t>& stop) const {
         LatentArrays arrays;
         prepare(latents, count, arrays);
         std::vector<Rows<Pair>> in(stages_.size());  // of each stage
@@ -397,7 +422,8 @@ public:
                 together.arrive_and_wait();
             };
             LatentScratch latent_scratch;
-            each_chunk(count, LATENT_CHUNK_ROWS, [&](int first, int end) { couplings_[0].begin(arrays, first, end); });
+            each_chunk(count, LATENT_CHUNK_ROWS,
+                       [&](int first, int end) { couplings_[0].begin(arrays, first, end); });
             for (size_t i = 0; i < couplings_.size(); i++)
                 for (int layer = 0; layer < couplings_[i].layers(); layer++)
                     each_chunk(count, LATENT_CHUNK_ROWS, [&](int first, int end) {
@@ -413,7 +439,8 @@ public:
             Scratch scratch;
             for (size_t i = 0; i < stages_.size(); i++)
                 each_chunk(counts[i + 1], stages_[i].chunk_rows(), [&](int first, int end) {
-                    if (i + 1 < stages_.size()) stages_[i].run(in[i], first, end, counts[i + 1], SLOPE, in[i + 1], scratch);
+                    if (i + 1 < stages_.size())
+                        stages_[i].run(in[i], first, end, counts[i + 1], SLOPE, in[i + 1], scratch);
                     else finish(in[i], first, end, counts[i + 1], samples, scratch);
                 });
         };
@@ -447,7 +474,8 @@ private:
             rows->shape_guarded(count, latents_ / 2);
         for (int row = 0; row < count; row++) {
             float* values = arrays.latents.row(row);
-            for (int channel = 0; channel < latents_; channel++) values[channel] = latents[size_t(channel) * count + row];
+            for (int channel = 0; channel < latents_; channel++)
+                values[channel] = latents[size_t(channel) * count + row];
             for (int channel = 0; channel < latents_; channel += LANES)
                 store_pairs(arrays.latents_in, row, channel, load(values + channel));
         }
@@ -464,7 +492,8 @@ private:
             Vector sums = _mm512_setzero_ps();
             for (size_t i = 0; i < last_.size(); i += LANES) {
                 __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)(pairs + i / 2)));
-                sums = _mm512_fmadd_ps(_mm512_castsi512_ps(_mm512_slli_epi32(wide, 16)), load(&last_[i]), sums);
+                sums =
+                    _mm512_fmadd_ps(_mm512_castsi512_ps(_mm512_slli_epi32(wide, 16)), load(&last_[i]), sums);
             }
             samples[row] = std::tanh(_mm512_reduce_add_ps(sums));
         }
@@ -487,7 +516,8 @@ Voice* vits_new(const int32_t* plan, const float* weights) { return new Voice({p
 
 void vits_free(Voice* voice) { delete voice; }
 
-// latents: float [channels][count]; samples: float [count * all strides]. False if `stop` became other than 0.
+// latents: float [channels][count]; samples: float [count * all strides]. False if `stop` became other than
+// 0.
 bool vits_run(const Voice* voice, const float* latents, int32_t count, int32_t threads, float* samples,
               const int32_t* stop) {
     return voice->run(latents, count, threads, samples, reinterpret_cast<const std::atomic<int32_t>&>(*stop));

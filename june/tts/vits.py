@@ -7,6 +7,7 @@ the rate of ONNX Runtime's float32. What comes before it, from phonemes to laten
 import ctypes
 import re
 import threading
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from onnx.numpy_helper import to_array
 
 from june import hardware
+from june.telemetry import log
 
 LIBRARY = Path(__file__).with_suffix(".kernel")
 """Compiled by `make install`; a name in .so would be a module of Python's."""
@@ -56,13 +58,14 @@ class Kernel:
         samples_per_latent: int,
         threads: int,
     ) -> None:
-        self._library = _library()
+        self._library = _library(LIBRARY)
         self._samples_per_latent = samples_per_latent
         self._threads = threads
         self._lock = threading.Lock()
         self._running = 0
         flat = np.concatenate([array.ravel() for array in weights], dtype=np.float32)
         self._voice = ctypes.c_void_p(self._library.vits_new(np.array(plan, np.int32), flat))
+        weakref.finalize(self, self._library.vits_free, self._voice)
 
     def run(self, latents: NDArray[np.float32], stop: ctypes.c_int32) -> NDArray[np.float32]:
         """Samples from -1 to 1, float32 (n_samples,), of latents, float32 (n_channels, n_latents).
@@ -93,13 +96,10 @@ class Kernel:
             self._running += 1
             return max(1, self._threads // self._running)
 
-    def __del__(self) -> None:
-        self._library.vits_free(self._voice)
-
 
 @cache
-def _library() -> ctypes.CDLL:
-    library = ctypes.CDLL(str(LIBRARY))
+def _library(path: Path) -> ctypes.CDLL:
+    library = ctypes.CDLL(str(path))
     integers, floats = ndpointer(np.int32, flags="C"), ndpointer(np.float32, flags="C")
     pointer, number = ctypes.c_void_p, ctypes.c_int32
     library.vits_new.argtypes = [integers, floats]
@@ -112,8 +112,15 @@ def _library() -> ctypes.CDLL:
 
 
 def is_usable() -> bool:
-    """Whether the library was compiled, and this machine's CPU runs it."""
-    return LIBRARY.is_file() and hardware.cpu_flags() >= CPU_FLAGS
+    """Whether the library was compiled, and this machine runs it."""
+    if not LIBRARY.is_file() or not hardware.cpu_flags() >= CPU_FLAGS:
+        return False
+    try:
+        _library(LIBRARY)
+    except OSError as error:
+        log.warning("kernel.unusable", detail=str(error))
+        return False
+    return True
 
 
 @dataclass(frozen=True, slots=True)
