@@ -1,5 +1,6 @@
 """Promises of a model's copy in the CPU's number format."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -41,3 +42,14 @@ def test_without_room_for_the_copy_the_original_is_used(original: Path) -> None:
     taken.mkdir()
     assert converted(original, "Q8_0", threads=2) == original
     assert sorted(original.parent.iterdir()) == sorted([original, taken])
+
+
+def test_what_a_killed_june_left_half_converted_is_removed(original: Path) -> None:
+    nobody = int(Path("/proc/sys/kernel/pid_max").read_text()) + 1
+    left, at_work = (original.with_suffix(f".as-Q8_0.{process}.partial") for process in (nobody, os.getpid()))
+    for partial in (left, at_work):
+        partial.touch()
+    original.with_suffix(".as-Q8_0.gguf").touch()  # made by another one meanwhile
+    converted(original, "Q8_0", threads=1)
+    assert not left.exists()
+    assert at_work.exists()

@@ -28,6 +28,7 @@ def converted(path: Path, number_format: str, *, threads: int) -> Path:
         threads: threads that convert.
     """
     copy = path.with_suffix(f".as-{number_format}.gguf")
+    _remove_partials(copy)
     if copy.is_file() and copy.stat().st_mtime_ns >= path.stat().st_mtime_ns:
         return copy
     partial = copy.with_suffix(f".{os.getpid()}.partial")
@@ -49,3 +50,11 @@ def converted(path: Path, number_format: str, *, threads: int) -> Path:
         partial.unlink(missing_ok=True)
     log.warning("model.unconverted", file=path.name, number_format=number_format, detail=reason)
     return path
+
+
+def _remove_partials(copy: Path) -> None:
+    """Those of processes that were killed while they converted; each has its process's number in its name."""
+    for partial in copy.parent.glob(f"{copy.stem}.*.partial"):
+        process = partial.suffixes[-2].removeprefix(".")
+        if not Path("/proc", process).exists():
+            partial.unlink(missing_ok=True)
