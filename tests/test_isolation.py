@@ -8,6 +8,7 @@ alone do, and by no more.
 import os
 import random
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -22,7 +23,8 @@ from june.llm.llama_cpp.answer import Answer
 from june.llm.llama_cpp.context import Context
 from june.llm.llama_cpp.engine import Engine
 from june.llm.meter import EngineStats
-from june.llm.scheduler import PrefillPace
+from june.llm.pace import PairPace, PrefillPace
+from june.llm.scheduler import Part
 from june.messages import ChatMessage, ChatRequest, Sampling
 from june.settings import LlmSettings, Settings
 from tests.conftest import LLM
@@ -110,6 +112,44 @@ async def test_the_logits_among_seven_others_differ_by_rounding_alone(
 
     among, allowed, other = await with_engine(Forced, single_thread, model_paths[LLM], work)
     assert among <= allowed < other
+
+
+class Splitting(PairPace):
+    """Has every pair decoded one after the other."""
+
+    def splits(self, parts: int, batch_tokens: int) -> bool:
+        """See `PairPace`."""
+        return parts == batch_tokens == 2
+
+
+async def test_the_logits_of_two_that_take_turns_differ_by_rounding_alone(
+    single_thread: LlmSettings, model_paths: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    decode = Context.decode
+
+    def noted(context: Context, parts: Sequence[Part[Answer]]) -> int:
+        sizes.append(sum(len(part.tokens) for part in parts))
+        return decode(context, parts)
+
+    monkeypatch.setattr(Context, "decode", noted)
+
+    def work(engine: Forced) -> tuple[float, float]:
+        mine = asks("fox")
+        clean(engine)
+        alone = logits_of(engine, "fox", mine)
+        allowed = batch_sizes_differ(engine, mine, alone)
+        clean(engine)
+        engine._pairs = Splitting()  # noqa: SLF001
+        sizes.clear()
+        beside = logits_of(engine, "fox", mine, asks("cow"))
+        assert len(engine.logits["cow"]) == FORCED
+        return difference(alone, beside), allowed
+
+    beside, allowed = await with_engine(Forced, single_thread, model_paths[LLM], work)
+    assert beside <= allowed
+    assert 2 not in sizes
+    assert sizes.count(1) >= 2 * (FORCED - 2)
 
 
 async def test_a_shared_system_prompt_is_as_good_as_an_own_copy(

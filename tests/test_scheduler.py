@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from june.errors import GenerationError
-from june.llm.scheduler import Generation, KvSequence, Part, PrefillPace, Scheduler
+from june.llm.pace import PAIRS, PairPace, PrefillPace
+from june.llm.scheduler import Generation, KvSequence, Part, Scheduler
 
 SEQUENCES = 3
 KV_TOKENS = 24
@@ -461,6 +462,23 @@ def test_a_chunk_is_whole_while_nobody_writes_and_short_enough_while_somebody_do
     for _ in range(20):
         pace.decoded(96, 3.0)
     assert pace.chunk_tokens(is_writing=True) == 32
+
+
+def test_two_are_decoded_one_after_the_other_where_that_is_seen_to_be_faster() -> None:
+    pace = PairPace()
+    for _ in range(PAIRS - 1):
+        pace.decoded(1, 0.007)
+        pace.decoded(2, 0.021)
+    assert not pace.splits(2, 2)
+    pace.decoded(1, 0.050)  # something else ran on the machine
+    pace.decoded(2, 0.050)
+    assert pace.splits(2, 2)
+    assert not pace.splits(2, 40)  # one of them is a prompt
+    assert not pace.splits(1, 2)
+    assert not pace.splits(4, 4)
+    for _ in range(PAIRS):
+        pace.decoded(1, 0.011)
+    assert not pace.splits(2, 2)
 
 
 class Conversations(RuleBasedStateMachine):

@@ -17,8 +17,6 @@ from typing import Generic, Protocol, TypeVar
 
 from june.errors import GenerationError
 
-SMALLEST_CHUNK_TOKENS = 32
-"""Fewer prompt tokens in a batch cost more each: SmolLM2 as Q8_0 on 2 cores."""
 SHORTEST_SAVED_TOKENS = 256
 """Fewer are evaluated in one batch (`llm.prefill_chunk_tokens`): not worth a file."""
 
@@ -408,37 +406,6 @@ class Scheduler(Generic[G]):
         self._kv_used = None
         del sequence.tokens[length:], sequence.cells[length:]
         return length
-
-
-class PrefillPace:
-    """How many prompt tokens go into a batch.
-
-    A whole chunk, while nobody writes; as many as are read within the longest pause, while somebody does.
-
-    Args:
-        chunk_tokens: the largest chunk.
-        pause_s: how long a chunk may hold up those who write.
-    """
-
-    def __init__(self, chunk_tokens: int, pause_s: float) -> None:
-        self._chunk_tokens = chunk_tokens
-        self._pause_s = pause_s
-        self._token_s = 0.0
-
-    def chunk_tokens(self, *, is_writing: bool) -> int:
-        """The chunk for the next batch; at first, before anything was read, a small one."""
-        if not is_writing:
-            return self._chunk_tokens
-        if not self._token_s:
-            return min(SMALLEST_CHUNK_TOKENS, self._chunk_tokens)
-        fitting = int(self._pause_s / self._token_s) // SMALLEST_CHUNK_TOKENS * SMALLEST_CHUNK_TOKENS
-        return min(max(fitting, SMALLEST_CHUNK_TOKENS), self._chunk_tokens)
-
-    def decoded(self, batch_tokens: int, seconds: float) -> None:
-        """A batch took so long; the small ones say nothing about reading, which is faster by the token."""
-        if batch_tokens >= SMALLEST_CHUNK_TOKENS:
-            token_s = seconds / batch_tokens
-            self._token_s = 0.7 * self._token_s + 0.3 * token_s if self._token_s else token_s
 
 
 def _worth(sequence: KvSequence) -> tuple[bool, bool, int]:

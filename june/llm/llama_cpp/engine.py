@@ -18,9 +18,10 @@ from june.llm.llama_cpp.vocabulary import Vocabulary
 from june.llm.llama_cpp.weights import converted
 from june.llm.meter import EngineStats, Meter
 from june.llm.output import Output
+from june.llm.pace import PairPace, PrefillPace
 from june.llm.prompt import Prompts
 from june.llm.reasoning import CLOSING
-from june.llm.scheduler import Part, PrefillPace, Scheduler
+from june.llm.scheduler import Part, Scheduler
 from june.llm.states import StateFiles
 from june.messages import ChatRequest
 from june.models import Model
@@ -90,6 +91,7 @@ class Engine:
         self._meter = Meter()
         llm_kv_tokens.set(kv_tokens)
         self._pace = PrefillPace(settings.prefill_chunk_tokens, settings.prefill_pause_s)
+        self._pairs = PairPace()
         self._retried: set[Answer] = set()
         self._context_tokens = settings.context_tokens
         self._states = SequenceStates(self._context, files) if files is not None else None
@@ -191,8 +193,11 @@ class Engine:
             return
         size = sum(len(part.tokens) for part in parts)
         read = sum(len(part.tokens) for part in parts if part.position < part.generation.prompt_tokens)
-        status = self._evaluate(parts)
-        decode_s = self._decode_s
+        batches = [[part] for part in parts] if self._pairs.splits(len(parts), size) else [parts]
+        status, decode_s = DECODED, 0.0
+        while batches and status == DECODED:
+            status = self._evaluate(batches.pop(0))
+            decode_s += self._decode_s
         if status == DECODED:
             self._pace.decoded(size, decode_s)
         elif status != DECODE_ABORTED:
@@ -213,6 +218,7 @@ class Engine:
             for part in parts:
                 self._scheduler.restore(part)
             return status
+        self._pairs.decoded(sum(len(part.tokens) for part in parts), self._decode_s)
         for part in parts:
             self._scheduler.evaluated(part)
         for part, row in zip(parts, last_rows(parts), strict=True):
