@@ -4,6 +4,7 @@ import asyncio
 import threading
 import time
 from pathlib import Path
+from typing import Any, Literal, NoReturn
 
 import ctranslate2
 import numpy as np
@@ -156,6 +157,47 @@ class MeetingFlag(StopFlag):
             self._both = None
             both.wait(timeout=20)
         return super().is_set()
+
+
+class BrokenGpu:
+    """A model on a GPU that fails two notes at the same time."""
+
+    def __init__(self) -> None:
+        self._both = threading.Barrier(2)
+
+    def listening(self, _stop: StopFlag, _window: Window) -> NoReturn:
+        """What `transcribe_now` calls first."""
+        self._both.wait(timeout=20)
+        raise RuntimeError("CUDA out of memory")
+
+
+class OnBrokenGpu(FasterWhisper):
+    """Notes which devices a model was opened on."""
+
+    opened: tuple[str, ...] = ()
+
+    def _open(self, device: Literal["cpu", "cuda"]) -> Any:
+        self.opened += (device,)
+        return BrokenGpu() if device == "cuda" else super()._open(device)
+
+
+async def test_two_notes_that_fail_on_the_gpu_move_the_model_to_the_cpu_once(
+    settings: Settings,
+    model_paths: dict[str, Path],
+    questions: tuple[Question, ...],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("june.stt.faster_whisper.choose_device", lambda _: "cuda")
+    stt = OnBrokenGpu(settings.stt, CATALOGUE[STT], model_paths[STT])
+    await stt.load()
+    pcm = recorded(questions[0])
+    heard = await asyncio.gather(
+        asyncio.to_thread(stt.transcribe_now, StopFlag(), pcm),
+        asyncio.to_thread(stt.transcribe_now, StopFlag(), pcm),
+    )
+    assert heard[0].text == heard[1].text != ""
+    assert stt.opened == ("cuda", "cpu")
+    await stt.close()
 
 
 async def test_cancelling_while_the_encoder_works_spares_the_decoder(

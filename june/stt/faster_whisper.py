@@ -5,6 +5,7 @@ is most of the work. Here its window follows the note (`stt.window = "auto"`), a
 like a repetition, the known failure of a short window, is heard once more with the whole 30 s.
 """
 
+import threading
 from collections.abc import Iterable, Iterator
 from copy import copy
 from dataclasses import replace
@@ -48,7 +49,7 @@ TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 """Whisper's own schedule: hotter until the text is neither repetitive nor unsure."""
 
 NOTES_AT_ONCE = 2
-"""Each takes some 40 MB beside the weights."""
+"""On a CPU; what each computes with comes beside the weights, which they share."""
 
 ENERGETIC_RMS = 0.01
 """-40 dBFS: a recording this loud without speech in it, says the VAD, is listened to once more."""
@@ -65,6 +66,7 @@ class FasterWhisper:
         self._thread = ModelThread("stt", threads=self._workers())
         self._whisper: _WindowedWhisper | None = None
         self._device: Literal["cpu", "cuda"] = "cpu"
+        self._moving = threading.Lock()
 
     async def load(self) -> None:
         """Read the weights.
@@ -88,7 +90,7 @@ class FasterWhisper:
                 device=device,
                 compute_type=compute_type,
                 cpu_threads=self._threads(),
-                num_workers=self._workers(),
+                num_workers=self._workers() if device == "cpu" else 1,
             )
         except (RuntimeError, ValueError, OSError) as error:
             raise ModelLoadError(f"Whisper model {self._name} cannot be loaded: {error}.") from error
@@ -127,20 +129,28 @@ class FasterWhisper:
     ) -> Transcript:
         """What `transcribe` runs on its thread; blocks. `window` may differ from the settings'."""
         window = window or self._settings.window
+        used = self._whisper
+        assert used is not None  # noqa: S101 - `load` comes first
         try:
-            return self._listen(stop, pcm, language, window)
+            return self._listen(used, stop, pcm, language, window)
         except (RuntimeError, ValueError) as error:
-            if self._device == "cpu":
-                raise TranscriptionError("stt_failed", f"Whisper failed: {type(error).__name__}.") from error
-            log.warning("model.moved", stage="stt", model=self._name, to="cpu", error=type(error).__name__)
-        self._device = "cpu"
-        self._whisper = self._open("cpu")
+            with self._moving:
+                if self._whisper is used:  # and no other note has found out first
+                    self._move_to_cpu(error)
         return self.transcribe_now(stop, pcm, language, window=window)
 
-    def _listen(self, stop: StopFlag, pcm: Pcm, language: str, window: Window) -> Transcript:
+    def _move_to_cpu(self, error: Exception) -> None:
+        if self._device == "cpu":
+            raise TranscriptionError("stt_failed", f"Whisper failed: {type(error).__name__}.") from error
+        log.warning("model.moved", stage="stt", model=self._name, to="cpu", error=type(error).__name__)
+        self._whisper = self._open("cpu")
+        self._device = "cpu"
+
+    def _listen(
+        self, model: "_WindowedWhisper", stop: StopFlag, pcm: Pcm, language: str, window: Window
+    ) -> Transcript:
         """What is said; a loud recording in which the VAD finds nothing is listened to without it."""
-        assert self._whisper is not None  # noqa: S101 - `load` comes first
-        whisper = self._whisper.listening(stop, window)
+        whisper = model.listening(stop, window)
         segments, heard_language = self._hear(whisper, pcm, language, vad=self._settings.vad)
         if not segments and self._settings.vad and _loudest_rms(pcm) >= ENERGETIC_RMS:
             segments, heard_language = self._hear(whisper, pcm, language, vad=False)
