@@ -4,6 +4,7 @@ from collections import deque
 
 SMALLEST_CHUNK_TOKENS = 32
 """Fewer prompt tokens in a batch cost more each: SmolLM2 as Q8_0 on 2 cores."""
+PAIR = 2
 PAIRS = 8
 """Batches of two that are timed before one is split."""
 
@@ -53,13 +54,13 @@ class PairPace:
 
     def splits(self, parts: int, batch_tokens: int) -> bool:
         """Whether a batch of so many parts is better decoded part by part."""
-        is_pair = parts == batch_tokens == 2  # noqa: PLR2004
+        is_pair = parts == batch_tokens == PAIR
         is_timed = len(self._one_s) == len(self._two_s) == PAIRS
-        return is_pair and is_timed and 2 * min(self._one_s) < min(self._two_s)
+        return is_pair and is_timed and PAIR * min(self._one_s) < min(self._two_s)
 
     def decoded(self, batch_tokens: int, seconds: float) -> None:
         """A batch took so long."""
         if batch_tokens == 1:
             self._one_s.append(seconds)
-        elif batch_tokens == 2:  # noqa: PLR2004
+        elif batch_tokens == PAIR:
             self._two_s.append(seconds)

@@ -14,6 +14,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <system_error>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -445,7 +446,13 @@ public:
                 });
         };
         std::vector<std::thread> others;
-        for (int i = 1; i < threads; i++) others.emplace_back(work);
+        for (int i = 1; i < threads; i++) {
+            try {
+                others.emplace_back(work);
+            } catch (const std::system_error&) {  // no thread can be had: those that are there do all of it
+                together.arrive_and_drop();
+            }
+        }
         work();
         for (std::thread& other : others) other.join();
         return !stop;
