@@ -12,10 +12,10 @@ ifneq ($(origin CMAKE_ARGS),file)
 PIP += --no-cache-dir
 endif
 
-# june's own kernel is for x86-64, and needs a CPU with AVX512-BF16; without it ONNX Runtime speaks alone.
-KERNEL := $(if $(filter x86_64,$(shell uname -m)),june/tts/vits.kernel)
+# june's own kernels are for x86-64, and need CPUs with AVX-512; without them llama.cpp and ONNX Runtime compute alone.
+KERNELS := $(if $(filter x86_64,$(shell uname -m)),june/llm/matmul.kernel june/tts/vits.kernel)
 
-.PHONY: demo test lint install install-dev models kernel lock clean
+.PHONY: demo test lint install install-dev models kernels lock clean
 
 demo: models
 	@$(BIN)/python -m june ask june/bench/questions/sleep.ogg --out reply.ogg
@@ -26,13 +26,13 @@ test: install-dev models
 lint: install-dev
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
-	@$(BIN)/clang-format --dry-run --Werror june/tts/vits.cpp
+	@$(BIN)/clang-format --dry-run --Werror june/llm/matmul.cpp june/tts/vits.cpp
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
-install: $(VENV)/.installed kernel
+install: $(VENV)/.installed kernels
 
-install-dev: $(VENV)/.installed-dev $(VENV)/.installed-programs kernel
+install-dev: $(VENV)/.installed-dev $(VENV)/.installed-programs kernels
 
 models: install
 	@$(BIN)/python -m june models pull starter
@@ -41,11 +41,13 @@ $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "june needs Python 3.11 or newer; PYTHON=... names one.")'
 	@$(PYTHON) -m venv $(VENV) || { echo "Making a virtual environment needs a package: apt-get install python3-venv"; rm -rf $(VENV); exit 1; }
 
-kernel: $(KERNEL)
+kernels: $(KERNELS)
 
-june/tts/vits.kernel: june/tts/vits.cpp
-	@$$(command -v c++ g++ clang++ | head -n 1) -std=c++20 -O3 -march=x86-64-v4 -mavx512bf16 -shared -fPIC -pthread $< -o $@ \
-		|| echo "june's kernel cannot be compiled with this compiler: june will speak, but take longer for it."
+june/llm/matmul.kernel: INSTRUCTIONS := -mavx512vnni
+june/tts/vits.kernel: INSTRUCTIONS := -mavx512bf16
+%.kernel: %.cpp
+	@$$(command -v c++ g++ clang++ | head -n 1) -std=c++20 -O3 -march=x86-64-v4 $(INSTRUCTIONS) -shared -fPIC -pthread $< -o $@ \
+		|| echo "june's kernel $(notdir $@) cannot be compiled with this compiler: june will work, but take longer."
 
 # Also what llama-cpp-python is compiled with, so that its build is pinned too.
 $(VENV)/.installed-build: requirements/build.txt | $(BIN)/python

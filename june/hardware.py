@@ -32,6 +32,10 @@ CUDA_LIBRARIES = ("libcuda.so.1", "libcublas.so.12")
 """What the x86_64 wheel of ctranslate2 4.8 opens at run time; it has no other CUDA library's name in it."""
 
 
+AVX512 = frozenset({"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"})
+"""What x86-64-v4 has beyond AVX2, as `cpu_flags` names it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Gpu:
     """One NVIDIA GPU. With `unified_memory` it shares the machine's memory, and the bytes are those."""

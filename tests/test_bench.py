@@ -226,7 +226,7 @@ async def test_a_peer_reads_what_june_reads_and_writes_what_june_writes(
     for name in ("june", engine):
         async with open_peer(Contest(name, LLM, str(path), fixed)) as peer:
             answers += (await peer.run(chat)).answers
-        path = weights_file(CATALOGUE[LLM], path)
+        path = weights_file(CATALOGUE[LLM], path, fixed)
     ours, theirs = answers
     assert theirs.prompt_tokens == ours.prompt_tokens > 30
     assert theirs.text == ours.text

@@ -24,7 +24,7 @@ from june.bench.roofline import memory_bandwidth_bytes_per_s
 from june.bench.talk import Talk, go_on
 from june.conversation.turn import sampling_of
 from june.errors import JuneError
-from june.llm import kv_bytes
+from june.llm import cpu_format, kv_bytes
 from june.messages import Sampling
 from june.models import Model
 from june.settings import PROJECT_ROOT, LlmSettings
@@ -200,10 +200,11 @@ class Figures:
     steps: Steps
 
 
-def weights_file(model: Model, path: Path) -> Path:
+def weights_file(model: Model, path: Path, settings: LlmSettings) -> Path:
     """What june computes with once it has loaded `path`: the copy in a faster format that it made, if any."""
-    copy = path.with_suffix(f".as-{model.cpu_format}.gguf")
-    return copy if model.cpu_format and copy.is_file() else path
+    number_format = cpu_format(model, settings, offloaded=False)
+    copy = path.with_suffix(f".as-{number_format}.gguf")
+    return copy if copy.is_file() else path
 
 
 class LlmBench:

@@ -161,10 +161,11 @@ async def _llm(settings: Settings, plan: Plan) -> Figures:
         with console.status("loading") as status:
             peers: dict[Name, PeerProcess] = {}
             for name in names:
-                taken = weights_file(model, path) if plan.same_weights and name != "june" else path
+                taken = weights_file(model, path, fixed) if plan.same_weights and name != "june" else path
                 contest = Contest(name, model.name, str(taken), fixed)
                 peers[name] = await stack.enter_async_context(open_peer(contest))
-            return await LlmBench(peers, model, weights_file(model, path), fixed, plan).run(status.update)
+            weights = weights_file(model, path, fixed)
+            return await LlmBench(peers, model, weights, fixed, plan).run(status.update)
 
 
 async def _voice(

@@ -7,6 +7,7 @@ from typing import Protocol, cast
 
 from june.errors import ModelLoadError
 from june.hardware import Gpu
+from june.llm import matmul
 from june.messages import ChatRequest, Delta, ModelDescription
 from june.models import Model, llm_gpu_bytes
 from june.settings import LlmSettings
@@ -55,6 +56,15 @@ CPU_WORKSPACE_BYTES = 100_000_000
 """Compute buffers: those of a batch of 264 tokens are 52 MB of SmolLM2's logits and its activations."""
 
 _BACKENDS = {"llama_cpp": "june.llm.llama_cpp:LlamaCpp"}
+
+
+def cpu_format(model: Model, settings: LlmSettings, *, offloaded: bool) -> str | None:
+    """Number format that the weights are converted to before they are loaded; None: they stay as they are.
+
+    A GPU and june's own kernel compute with what comes; the copy is for llama.cpp's code for CPUs.
+    """
+    has_own_kernel = settings.kernel == "auto" and matmul.is_usable()
+    return None if offloaded or has_own_kernel else model.cpu_format
 
 
 def create(settings: LlmSettings, model: Model, path: Path) -> ChatModel:

@@ -81,7 +81,7 @@ class Model(_Entry):
     context_tokens_max: PositiveInt | None = None
     """Longest context the model was trained for; language models only."""
     cpu_format: Literal["Q8_0"] | None = None
-    """Number format that a CPU converts the weights to, once, because it computes faster with it."""
+    """Number format that the weights are converted to, once, for a CPU that june's kernel is not made for."""
     wheels: tuple[Wheel, ...] = ()
     huggingface: HuggingFaceRepo | None = None
     files: Annotated[tuple[ModelFile, ...], Field(min_length=1)]

@@ -21,12 +21,10 @@ from numpy.ctypeslib import ndpointer
 from numpy.typing import NDArray
 from onnx.numpy_helper import to_array
 
-from june import hardware
-from june.telemetry import log
+from june import hardware, kernels
 
 LIBRARY = Path(__file__).with_suffix(".kernel")
-"""Compiled by `make install`; a name in .so would be a module of Python's."""
-CPU_FLAGS = frozenset({"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx512_bf16"})
+CPU_FLAGS = hardware.AVX512 | {"avx512_bf16"}
 """What the Makefile lets the compiler use beyond AVX2."""
 TILE_CHANNELS = 32
 """vits.cpp computes so many channels together; each array has a multiple of them."""
@@ -113,14 +111,7 @@ def _library(path: Path) -> ctypes.CDLL:
 
 def is_usable() -> bool:
     """Whether the library was compiled, and this machine runs it."""
-    if not LIBRARY.is_file() or not hardware.cpu_flags() >= CPU_FLAGS:
-        return False
-    try:
-        _library(LIBRARY)
-    except OSError as error:
-        log.warning("kernel.unusable", detail=str(error))
-        return False
-    return True
+    return kernels.is_usable(LIBRARY, CPU_FLAGS)
 
 
 @dataclass(frozen=True, slots=True)

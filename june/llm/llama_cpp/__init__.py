@@ -17,12 +17,14 @@ from pathlib import Path
 from weakref import WeakSet
 
 from june import hardware
+from june.llm import matmul
 
 with hardware.openmp_bound_to_cores():  # before the package's other modules import it
+    matmul.load()
     import llama_cpp
 
 from june.errors import GenerationError, ModelLoadError
-from june.llm import capacity, kv_budget_tokens, kv_bytes, require_gpu, require_memory
+from june.llm import capacity, cpu_format, kv_budget_tokens, kv_bytes, require_gpu, require_memory
 from june.llm.llama_cpp.engine import Engine
 from june.llm.meter import EngineStats
 from june.llm.states import StateFiles
@@ -164,6 +166,7 @@ class LlamaCpp:
             details["kv_tokens"] = self._engine.kv_tokens
             details["layers"] = self._engine.layers
             details["gpu_layers"] = self._engine.gpu_layers
+            details["kernel"] = "june" if self._engine.has_own_kernel else "llama.cpp"
             details["capacity"] = capacity(self._model, self._engine.kv_tokens, self._settings)
             details["kv_gb"] = round(kv_bytes(self._model, self._engine.kv_tokens, self._settings) / 1e9, 2)
             device = "cuda" if self._engine.offloaded else "cpu"
@@ -221,7 +224,7 @@ def _ended(serving: "asyncio.Task[None]") -> GenerationError:
 def _state_maker(model: Model, settings: LlmSettings, *, offloaded: bool) -> str:
     """A name for all that a state is made by: whatever of it changes, an older state is not read."""
     weights = [file.sha256 for file in model.files]
-    number_format = None if offloaded else model.cpu_format
+    number_format = cpu_format(model, settings, offloaded=offloaded)
     made_by = (weights, number_format, settings.kv_type, settings.flash_attention, llama_cpp.__version__)
     return f"{model.name}-{settings.kv_type}-{hashlib.sha256(repr(made_by).encode()).hexdigest()[:16]}"
 

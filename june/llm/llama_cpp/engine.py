@@ -8,7 +8,7 @@ import llama_cpp
 
 from june import hardware
 from june.errors import GenerationError, ModelLoadError
-from june.llm import layers_to_offload
+from june.llm import cpu_format, layers_to_offload, matmul
 from june.llm.llama_cpp.answer import Answer, Reader
 from june.llm.llama_cpp.context import DECODE_ABORTED, DECODE_INVALID, DECODED, Context, last_rows, threads_of
 from june.llm.llama_cpp.sampling import Sampler
@@ -45,6 +45,7 @@ class Engine:
     Attributes:
         layers: how many the model has, the output layer included.
         gpu_layers: how many of them are on a GPU.
+        has_own_kernel: whether june's kernel computes what is on the CPU.
     """
 
     def __init__(
@@ -65,8 +66,9 @@ class Engine:
         llama_cpp.llama_log_set(_ignore_log, ctypes.c_void_p(0))
         llama_cpp.llama_backend_init()
         name = model.name
-        if model.cpu_format and not offloaded:
-            path = converted(path, model.cpu_format, threads=settings.threads)
+        self.has_own_kernel = matmul.use(wanted=settings.kernel == "auto")
+        if number_format := cpu_format(model, settings, offloaded=offloaded):
+            path = converted(path, number_format, threads=settings.threads)
         model_params = llama_cpp.llama_model_default_params()
         model_params.n_gpu_layers = ALL_LAYERS if settings.gpu_layers < 0 else settings.gpu_layers
         self._model = llama_cpp.llama_model_load_from_file(str(path).encode(), model_params)
