@@ -60,18 +60,35 @@ class StopFlag:
             for interrupt in self._interrupts:
                 interrupt()
 
-    @contextmanager
-    def interrupts(self, interrupt: Callable[[], object]) -> Iterator[None]:
-        """Call `interrupt` when the flag is set during the block, or at once if it was before."""
+    def interrupts(self, interrupt: Callable[[], object]) -> "_Interrupts":
+        """A block during which `interrupt` is called when the flag is set, or at once if it was before."""
+        return _Interrupts(self, interrupt)
+
+    def _begin(self, interrupt: Callable[[], object]) -> None:
         with self._lock:
             self._interrupts.append(interrupt)
             if self._is_set:
                 interrupt()
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._interrupts.remove(interrupt)
+
+    def _end(self, interrupt: Callable[[], object]) -> None:
+        with self._lock:
+            self._interrupts.remove(interrupt)
+
+
+class _Interrupts:
+    """A context manager; each step of the language model enters one for each answer, and pays for it."""
+
+    __slots__ = ("_flag", "_interrupt")
+
+    def __init__(self, flag: StopFlag, interrupt: Callable[[], object]) -> None:
+        self._flag = flag
+        self._interrupt = interrupt
+
+    def __enter__(self) -> None:
+        self._flag._begin(self._interrupt)
+
+    def __exit__(self, *_: object) -> None:
+        self._flag._end(self._interrupt)
 
 
 class ModelThread:

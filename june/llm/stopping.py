@@ -7,6 +7,8 @@ def held_back(text: str, marks: Iterable[str]) -> int:
     """How many of the last characters may be the beginning of one of the marks."""
     longest = 0
     for mark in marks:
+        if mark[0] not in text[-len(mark) :]:
+            continue
         for size in range(min(len(mark) - 1, len(text)), longest, -1):
             if text.endswith(mark[:size]):
                 longest = size

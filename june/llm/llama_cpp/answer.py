@@ -15,6 +15,8 @@ from june.workers import StopFlag
 TELL_EVERY_S = 0.03
 """Each piece wakes the event loop, which takes a core from the threads that compute; nobody reads faster."""
 
+NOTHING = Delta()
+
 
 class Reader(Protocol):
     """Who an answer is written for: a `Channel`, or the caller itself."""
@@ -50,7 +52,7 @@ class Answer(Generation):
     thinking_budget_tokens: int = 0
     closing: list[int] = field(default_factory=list)
     thought_tokens: int = field(default=0, init=False)
-    untold: Delta = field(default=Delta(), init=False)
+    untold: Delta = field(default=NOTHING, init=False)
     told_s: float = field(default=0.0, init=False)
 
     def draw(self, context: Any, row: int) -> int:
@@ -100,15 +102,18 @@ class Answer(Generation):
         """Hand a piece to the reader, or keep it for the next if there was one just now."""
         self.untold = delta = _joined(self.untold, delta)
         now_s = time.perf_counter()
-        if delta != Delta() and (delta.finish_reason or now_s - self.told_s >= TELL_EVERY_S):
+        if delta != NOTHING and (delta.finish_reason or now_s - self.told_s >= TELL_EVERY_S):
             self.reader.post(delta)
-            self.untold, self.told_s = Delta(), now_s
+            self.untold, self.told_s = NOTHING, now_s
 
 
 def _joined(first: Delta, then: Delta) -> Delta:
-    return replace(
-        then,
-        text=first.text + then.text,
-        reasoning=first.reasoning + then.reasoning,
-        tool_calls=first.tool_calls + then.tool_calls,
+    if first is NOTHING:
+        return then
+    return Delta(
+        first.text + then.text,
+        first.reasoning + then.reasoning,
+        then.usage,
+        then.finish_reason,
+        first.tool_calls + then.tool_calls,
     )
