@@ -17,10 +17,11 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator
 from concurrent.futures import Future
-from contextlib import asynccontextmanager, closing, contextmanager
+from contextlib import asynccontextmanager, closing
 from contextvars import copy_context
+from dataclasses import dataclass
 from functools import partial
 from typing import Concatenate, Generic, ParamSpec, TypeVar
 
@@ -62,33 +63,27 @@ class StopFlag:
 
     def interrupts(self, interrupt: Callable[[], object]) -> "_Interrupts":
         """A block during which `interrupt` is called when the flag is set, or at once if it was before."""
-        return _Interrupts(self, interrupt)
-
-    def _begin(self, interrupt: Callable[[], object]) -> None:
-        with self._lock:
-            self._interrupts.append(interrupt)
-            if self._is_set:
-                interrupt()
-
-    def _end(self, interrupt: Callable[[], object]) -> None:
-        with self._lock:
-            self._interrupts.remove(interrupt)
+        return _Interrupts(self, self._lock, self._interrupts, interrupt)
 
 
+@dataclass(slots=True)
 class _Interrupts:
-    """A context manager; each step of the language model enters one for each answer, and pays for it."""
+    """A block; each step of the language model enters one for each answer, so it is no generator."""
 
-    __slots__ = ("_flag", "_interrupt")
-
-    def __init__(self, flag: StopFlag, interrupt: Callable[[], object]) -> None:
-        self._flag = flag
-        self._interrupt = interrupt
+    flag: StopFlag
+    lock: threading.Lock
+    interrupts: list[Callable[[], object]]
+    interrupt: Callable[[], object]
 
     def __enter__(self) -> None:
-        self._flag._begin(self._interrupt)
+        with self.lock:
+            self.interrupts.append(self.interrupt)
+            if self.flag.is_set():
+                self.interrupt()
 
     def __exit__(self, *_: object) -> None:
-        self._flag._end(self._interrupt)
+        with self.lock:
+            self.interrupts.remove(self.interrupt)
 
 
 class ModelThread:

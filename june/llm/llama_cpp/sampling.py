@@ -147,5 +147,5 @@ def _candidates(tokens: Tokens, logits: Logits) -> Candidates:
 
 def _token_data_array(candidates: Candidates) -> Any:
     """`struct llama_token_data_array` on the same memory."""
-    data = (llama_cpp.llama_token_data * len(candidates)).from_buffer(candidates)
+    data = (llama_cpp.llama_token_data * len(candidates)).from_buffer(candidates.data)
     return llama_cpp.llama_token_data_array(data, len(candidates), -1, False)
