@@ -13,7 +13,7 @@ PIP += --no-cache-dir
 endif
 
 # june's own kernels are for x86-64, and need CPUs with AVX-512; without them llama.cpp and ONNX Runtime compute alone.
-KERNELS := $(if $(filter x86_64,$(shell uname -m)),june/llm/matmul.kernel june/tts/vits.kernel)
+KERNELS := $(if $(filter x86_64,$(shell uname -m)),june/llm/cpu/cpu.kernel june/tts/vits.kernel)
 
 .PHONY: demo test lint install install-dev models kernels lock clean
 
@@ -26,7 +26,7 @@ test: install-dev models
 lint: install-dev
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
-	@$(BIN)/clang-format --dry-run --Werror june/llm/matmul.cpp june/tts/vits.cpp
+	@$(BIN)/clang-format --dry-run --Werror june/*.hpp june/llm/cpu/*.?pp june/tts/*.cpp
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
@@ -43,10 +43,12 @@ $(BIN)/python:
 
 kernels: $(KERNELS)
 
-june/llm/matmul.kernel: INSTRUCTIONS := -mavx512vnni
+$(KERNELS): june/avx512.hpp
+june/llm/cpu/cpu.kernel: INSTRUCTIONS := -mavx512vnni
+june/llm/cpu/cpu.kernel: $(wildcard june/llm/cpu/*.hpp)
 june/tts/vits.kernel: INSTRUCTIONS := -mavx512bf16
 %.kernel: %.cpp
-	@$$(command -v c++ g++ clang++ | head -n 1) -std=c++20 -O3 -march=x86-64-v4 $(INSTRUCTIONS) -shared -fPIC -pthread $< -o $@ \
+	@$$(command -v c++ g++ clang++ | head -n 1) -std=c++20 -O3 -march=x86-64-v4 $(INSTRUCTIONS) -I. -shared -fPIC -pthread $< -o $@ \
 		|| echo "june's kernel $(notdir $@) cannot be compiled with this compiler: june will work, but take longer."
 
 # Also what llama-cpp-python is compiled with, so that its build is pinned too.

@@ -153,7 +153,8 @@ class LlmSettings(Section):
     threads: int = Field(default=0, ge=0, le=1024)
     """CPU threads; 0: one for each core."""
     kernel: Literal["auto", "llama.cpp"] = "auto"
-    """"auto": june's own, for weights in Q8_0 and Q4_1, where the CPU allows it; "llama.cpp": never."""
+    """"auto": june's own, for attention and weights in Q8_0 and Q4_1, where the CPU allows them; "llama.cpp":
+    never."""
     gpu_layers: int = Field(default=-1, ge=-1)
     """Layers computed on the GPU; -1: all."""
     gpu_partial: bool = False

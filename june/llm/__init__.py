@@ -7,7 +7,7 @@ from typing import Protocol, cast
 
 from june.errors import ModelLoadError
 from june.hardware import Gpu
-from june.llm import matmul
+from june.llm import cpu
 from june.messages import ChatRequest, Delta, ModelDescription
 from june.models import Model, llm_gpu_bytes
 from june.settings import LlmSettings
@@ -63,7 +63,7 @@ def cpu_format(model: Model, settings: LlmSettings, *, offloaded: bool) -> str |
 
     A GPU and june's own kernel compute with what comes; the copy is for llama.cpp's code for CPUs.
     """
-    has_own_kernel = settings.kernel == "auto" and matmul.is_usable()
+    has_own_kernel = settings.kernel == "auto" and cpu.is_usable()
     return None if offloaded or has_own_kernel else model.cpu_format
 
 

@@ -6,8 +6,6 @@
 // stay in a core's cache; threads take chunks from a counter, and wait for one another where rows need their
 // neighbours.
 
-#include <immintrin.h>
-
 #include <algorithm>
 #include <atomic>
 #include <barrier>
@@ -19,32 +17,20 @@
 #include <utility>
 #include <vector>
 
+#include "june/avx512.hpp"
+
 namespace {
 
-constexpr int LANES = 16;
 constexpr int TILE_CHANNELS = 2 * LANES, TILE_ROWS = 12;  // 24 of 32 registers hold sums
 constexpr int CHUNK_VALUES = 24 * 1024;  // of one array; a second-level cache holds all of a chunk's
 constexpr int LATENT_CHUNK_ROWS = 2 * TILE_ROWS;
 constexpr int GUARD_ROWS = 4;  // of zeros around what others read: convolutions pad with zeros
 constexpr float SLOPE = 0.1f, LAST_SLOPE = 0.01f;  // of HiFi-GAN's leaky ReLU
 
-using Vector = __m512;
 using Pair = uint32_t;  // two neighbouring channels in bfloat16, which one instruction multiplies and adds
 
-Vector load(const float* values) { return _mm512_loadu_ps(values); }
-void store(float* values, Vector vector) { _mm512_storeu_ps(values, vector); }
-Vector all(float value) { return _mm512_set1_ps(value); }
 Vector clamp(Vector value, float most) { return _mm512_min_ps(_mm512_max_ps(value, all(-most)), all(most)); }
 Vector leaky(Vector value, float slope) { return _mm512_max_ps(value, value * all(slope)); }
-
-// For -87 to 88, with a relative error of 2e-7: e^x = 2^n e^r, and Taylor's series for e^r.
-Vector exponential(Vector x) {
-    Vector n = _mm512_roundscale_ps(x * all(1.442695041f), 0);
-    Vector r = x - n * all(0.693359375f) + n * all(2.12194440e-4f);
-    Vector sum = all(1 / 720.0f);
-    for (float factor : {1 / 120.0f, 1 / 24.0f, 1 / 6.0f, 1 / 2.0f, 1.0f, 1.0f}) sum = sum * r + all(factor);
-    return _mm512_scalef_ps(sum, n);
-}
 
 // tanh(x) * sigmoid(y)
 Vector gate(Vector x, Vector y) {

@@ -17,10 +17,10 @@ from pathlib import Path
 from weakref import WeakSet
 
 from june import hardware
-from june.llm import matmul
+from june.llm import cpu
 
 with hardware.openmp_bound_to_cores():  # before the package's other modules import it
-    matmul.load()
+    cpu.load()
     import llama_cpp
 
 from june.errors import GenerationError, ModelLoadError

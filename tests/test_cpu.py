@@ -1,8 +1,8 @@
-"""june's kernel multiplies what llama.cpp would, in its place, and only where it can."""
+"""june's kernels compute what llama.cpp would, in its place, and only where they can."""
 
 import ctypes
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +11,17 @@ import pytest
 from numpy.typing import NDArray
 
 from june import hardware
-from june.llm import cpu_format, matmul
+from june.llm import cpu, cpu_format
 from june.llm.llama_cpp import LlamaCpp
 from june.settings import LlmSettings, Settings
 from tests.conftest import CATALOGUE, LLM
-from tests.test_isolation import Forced, Logits, asks, difference, logits_of
+from tests.test_isolation import Forced, Logits, asks, logits_of, needs_vnni
 from tests.test_llm import with_engine
 
 BLOCK = 32
-F32, Q4_1, Q8_0, Q8_1 = 0, 3, 8, 9
+F32, F16, Q4_1, Q8_0, Q8_1 = 0, 1, 3, 8, 9
 Floats = NDArray[np.float64]
 Blocks = NDArray[np.void]
-
-needs_vnni = pytest.mark.skipif(
-    not hardware.cpu_flags() >= matmul.CPU_FLAGS, reason="this CPU has no AVX512-VNNI"
-)
 
 
 class Thread(ctypes.Structure):
@@ -87,14 +83,14 @@ ACTIVATIONS = {Q8_0: q8, Q8_1: q8_1}
 def used_again() -> Iterator[None]:
     """The kernel is one for the process: models of other tests go on with it."""
     yield
-    matmul.use(wanted=True)
+    cpu.use(wanted=True)
 
 
 @pytest.fixture
 def kernel() -> Any:
     """The function that llama.cpp calls."""
-    assert matmul.use(wanted=True)
-    library = ctypes.CDLL(str(matmul.LIBRARY))
+    assert cpu.use(wanted=True)
+    library = ctypes.CDLL(str(cpu.LIBRARY))
     number, pointer = ctypes.c_int64, ctypes.c_void_p
     library.llamafile_sgemm.restype = ctypes.c_bool
     library.llamafile_sgemm.argtypes = [
@@ -179,9 +175,125 @@ def test_llama_cpp_computes_what_the_kernel_does_not(kernel: Any) -> None:
     np.testing.assert_allclose(product, expected(form, weights, activations), rtol=1e-4, atol=1e-3)
 
 
+class Tensor(ctypes.Structure):
+    """ggml_tensor up to its data."""
+
+
+Tensor._fields_ = (
+    ("type", ctypes.c_int),
+    ("buffer", ctypes.c_void_p),
+    ("sizes", ctypes.c_int64 * 4),
+    ("strides_bytes", ctypes.c_size_t * 4),
+    ("operation", ctypes.c_int),
+    ("parameters", ctypes.c_float * 16),
+    ("flags", ctypes.c_int32),
+    ("sources", ctypes.POINTER(Tensor) * 10),
+    ("viewed", ctypes.c_void_p),
+    ("viewed_from", ctypes.c_size_t),
+    ("data", ctypes.c_void_p),
+)
+
+
+def tensor(array: NDArray[Any], kind: int) -> Tensor:
+    """An array as ggml describes it; the fastest dimension is the first."""
+    made = Tensor(type=kind, data=array.ctypes.data)
+    made.sizes[:] = [*array.shape[::-1], *[1] * (4 - array.ndim)]
+    made.strides_bytes[:] = [*array.strides[::-1], *[array.nbytes] * (4 - array.ndim)]
+    return made
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Queries (tokens, heads, width), keys and values (cells, heads, width), and mask (tokens, cells)."""
+
+    queries: NDArray[np.float32]
+    keys: NDArray[np.float16]
+    values: NDArray[np.float16]
+    mask: NDArray[np.float16] | None
+
+    def expected(self) -> Floats:
+        """The weighted means, by the definition."""
+        share = self.queries.shape[1] // self.keys.shape[1]
+        keys, values = (np.repeat(each.astype(float), share, axis=1) for each in (self.keys, self.values))
+        scores = np.einsum("thw,chw->htc", self.queries.astype(float), keys) * 0.125
+        if self.mask is not None:
+            scores += self.mask.astype(float)
+        weights = np.exp(scores - scores.max(-1, keepdims=True))
+        mean: Floats = np.einsum("htc,chw->thw", weights / weights.sum(-1, keepdims=True), values)
+        return mean
+
+    def attended(self, threads: int = 1) -> Floats:
+        """What the kernel makes of it."""
+        out = np.full(self.queries.shape, np.nan, np.float32)
+        asked = tensor(out, F32)
+        asked.parameters[0] = 0.125
+        sources = [  # in llama.cpp's order of dimensions, the heads come after tokens and cells
+            tensor(self.queries.transpose(1, 0, 2), F32),
+            tensor(self.keys.transpose(1, 0, 2), F16),
+            tensor(self.values.transpose(1, 0, 2), F16),
+            *([tensor(self.mask, F16)] if self.mask is not None else []),
+        ]
+        for index, source in enumerate(sources):
+            asked.sources[index] = ctypes.pointer(source)
+        library = ctypes.CDLL(str(cpu.LIBRARY))
+        for thread in range(threads):
+            library.ggml_compute_forward_flash_attn_ext(
+                ctypes.byref(Thread(thread, threads)), ctypes.byref(asked)
+            )
+        return out.astype(float)
+
+
+def cache(tokens: int, cells: int, *, width: int = 64, heads: int = 3, share: int = 3) -> Cache:
+    random = np.random.default_rng(tokens + cells)
+    mask = np.where(random.random((tokens, cells)) < 0.5, 0, -np.inf).astype(np.float16)
+    mask[tokens // 2 :, :64] = -np.inf  # a block that only some see
+    mask[:, -1] = 0
+    return Cache(
+        random.normal(0, 3, (tokens, heads * share, width)).astype(np.float32),
+        random.normal(0, 1, (cells, heads, width)).astype(np.float16),
+        random.normal(0, 1, (cells, heads, width)).astype(np.float16),
+        mask,
+    )
+
+
 @needs_vnni
+@pytest.mark.usefixtures("kernel")
+@pytest.mark.parametrize("shape", [{}, {"width": 128, "heads": 2}, {"heads": 1, "share": 7}, {"share": 1}])
+@pytest.mark.parametrize(("tokens", "cells"), [(1, 64), (1, 512), (8, 320), (50, 256)])
+def test_attention_is_that_of_the_numbers(shape: dict[str, int], tokens: int, cells: int) -> None:
+    made = cache(tokens, cells, **shape)
+    alone = made.attended()
+    np.testing.assert_allclose(alone, made.expected(), rtol=0, atol=2e-5)
+    for threads in (2, 5):
+        np.testing.assert_array_equal(made.attended(threads), alone)
+
+
+@needs_vnni
+@pytest.mark.usefixtures("kernel")
+def test_attention_needs_no_mask_and_gives_nothing_to_who_sees_nothing() -> None:
+    made = replace(cache(4, 128), mask=None)
+    np.testing.assert_allclose(made.attended(), made.expected(), rtol=0, atol=2e-5)
+    blind = replace(made, mask=np.full((4, 128), -np.inf, np.float16))
+    np.testing.assert_array_equal(blind.attended(), 0)
+
+
+@needs_vnni
+@pytest.mark.usefixtures("kernel")
+def test_what_a_token_does_not_see_does_not_matter_to_the_last_bit() -> None:
+    made = cache(3, 256)
+    assert made.mask is not None
+    unseen = np.all(made.mask == -np.inf, axis=0)
+    assert 10 < unseen.sum() < unseen.size
+    others = replace(made, keys=made.keys.copy(), values=made.values.copy())
+    others.keys[unseen] = 100
+    others.values[unseen] = -60_000
+    np.testing.assert_array_equal(others.attended(), made.attended())
+
+
+@needs_vnni
+@pytest.mark.parametrize("kv_type", ["f16", "q8_0"])  # the latter's attention is llama.cpp's own
 async def test_the_logits_are_llama_cpps_but_for_rounding(
-    settings: Settings, model_paths: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    kv_type: str, settings: Settings, model_paths: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("june.llm.llama_cpp.engine.cpu_format", lambda *_, **__: None)  # the same weights
 
@@ -190,10 +302,11 @@ async def test_the_logits_are_llama_cpps_but_for_rounding(
 
     logits = {}
     for kernel in ("llama.cpp", "auto"):
-        llm = settings.llm.model_copy(update={"kernel": kernel})
+        llm = settings.llm.model_copy(update={"kernel": kernel, "kv_type": kv_type})
         has_own_kernel, logits[kernel] = await with_engine(Forced, llm, model_paths[LLM], work)
         assert has_own_kernel == (kernel == "auto")
-    assert 0 < difference(logits["auto"], logits["llama.cpp"]) < 0.02 * np.ptp(logits["auto"])
+    rounding = logits["auto"] - logits["llama.cpp"]
+    assert 0 < np.sqrt(np.square(rounding).mean()) < 0.01 * np.ptp(logits["auto"])
 
 
 @pytest.mark.parametrize("why", ["setting", "cpu", "not compiled", "another machine", "another llama.cpp"])
@@ -210,14 +323,13 @@ async def test_a_model_is_converted_for_llama_cpp_where_the_kernel_cannot_comput
     elif why == "cpu":
         monkeypatch.setattr(hardware, "cpu_flags", lambda: hardware.AVX512)
     elif why == "another llama.cpp":
-        monkeypatch.setattr(matmul, "LLAMA_CPP_PYTHON", "0.0.1")
+        monkeypatch.setattr(cpu, "LLAMA_CPP_PYTHON", "0.0.1")
     else:
-        monkeypatch.setattr(matmul, "LIBRARY", tmp_path / "matmul.kernel")
+        monkeypatch.setattr(cpu, "LIBRARY", tmp_path / "cpu.kernel")
     if why == "another machine":
-        matmul.LIBRARY.write_bytes(b"\x7fELF of another kind")
+        cpu.LIBRARY.write_bytes(b"\x7fELF of another kind")
     assert cpu_format(CATALOGUE[LLM], llm, offloaded=False) == "Q8_0"
     assert cpu_format(CATALOGUE[LLM], llm, offloaded=True) is None
-    matmul.load()
     assert await whose_kernel(llm, model_paths[LLM]) == "llama.cpp"
 
 

@@ -4,45 +4,26 @@
 // the four activations that they meet, and adds up (AVX512-VNNI). A token's sums are made in the same order
 // whoever else is in its batch.
 
-#include <dlfcn.h>
-#include <immintrin.h>
+#pragma once
 
-#include <atomic>
-#include <cstdint>
 #include <cstring>
+
+#include "ggml.hpp"
+#include "june/avx512.hpp"
 
 namespace {
 
-constexpr int ROWS = 16, TILE_TOKENS = 12;  // 12 sums, 8 weights and what a step needs fill 32 registers
-constexpr int BLOCK = 32;                   // numbers that share a scale
+constexpr int WEIGHT_ROWS = 16,
+              TILE_TOKENS = 12;  // 12 sums, 8 weights and what a step needs fill 32 registers
 constexpr int FOURS = BLOCK / 4;
-constexpr int CACHE_LINE_BYTES = 64;
 
-// ggml's numbers for its types, and its blocks; a half is a float of 16 bits.
-enum Type { F32 = 0, Q4_1 = 3, Q8_0 = 8, Q8_1 = 9 };
-struct Q4_1Block {
-    uint32_t scales;            // halves: the scale and, above it, the minimum
-    uint8_t values[BLOCK / 2];  // number i and, in the upper four bits, number i + 16
-};
-struct Q8_0Block {
-    uint16_t scale;
-    int8_t values[BLOCK];
-};
-struct Q8_1Block {
-    uint16_t scale, sum;  // the sum of the numbers, scaled
-    int8_t values[BLOCK];
-};
-static_assert(sizeof(Q4_1Block) == 20 && sizeof(Q8_0Block) == 34 && sizeof(Q8_1Block) == 36);
-
-using Floats = __m512;
 using Integers = __m512i;
 
-Floats all(float value) { return _mm512_set1_ps(value); }
-Floats to_floats(__m256i halves) { return _mm512_cvtph_ps(halves); }
-float to_float(uint16_t half) { return _cvtsh_ss(half); }
+inline Vector to_vector(__m256i halves) { return _mm512_cvtph_ps(halves); }
+inline float to_float(uint16_t half) { return _cvtsh_ss(half); }
 
 // In each 128 bits of the four, a 4 x 4 matrix of 32-bit numbers is transposed.
-void transpose(Integers* fours) {
+inline void transpose(Integers* fours) {
     Integers low01 = _mm512_unpacklo_epi32(fours[0], fours[1]);
     Integers low23 = _mm512_unpacklo_epi32(fours[2], fours[3]);
     Integers high01 = _mm512_unpackhi_epi32(fours[0], fours[1]);
@@ -54,7 +35,7 @@ void transpose(Integers* fours) {
 }
 
 // 16 bytes at `bytes` in each of 16 rows, as four registers of four bytes a row.
-void load_turned(const void* bytes, int64_t row_bytes, Integers* fours) {
+inline void load_turned(const void* bytes, int64_t row_bytes, Integers* fours) {
     for (int i = 0; i < 4; i++) {
         auto row = [&](int number) {
             return _mm_loadu_si128((const __m128i*)((const char*)bytes + number * row_bytes));
@@ -88,15 +69,15 @@ struct Q8_0Weights {
         load_turned(block->values, stride * sizeof *block, fours);
         load_turned(block->values + BLOCK / 2, stride * sizeof *block, fours + FOURS / 2);
         for (Integers& values : fours) values = _mm512_xor_si512(values, _mm512_set1_epi8(-128));
-        scales = to_floats(_mm256_loadu_si256((const __m256i*)sixteen));
+        scales = load_halves(sixteen);
     }
     Integers start(const Constants& token) const { return _mm512_set1_epi32(token.start); }
-    Floats add(Floats sums, Integers products, const Constants& token) const {
+    Vector add(Vector sums, Integers products, const Constants& token) const {
         return _mm512_fmadd_ps(_mm512_cvtepi32_ps(products), scales * all(token.scale), sums);
     }
 
     Integers fours[FOURS];
-    Floats scales;
+    Vector scales;
 };
 
 // A weight is its number times the scale, and the minimum.
@@ -119,36 +100,17 @@ struct Q4_1Weights {
             fours[i] = _mm512_and_si512(fours[i], mask);
         }
         Integers both = _mm512_loadu_si512(sixteen);
-        scales = to_floats(_mm512_cvtepi32_epi16(both));
-        minima = to_floats(_mm512_cvtepi32_epi16(_mm512_srli_epi32(both, 16)));
+        scales = to_vector(_mm512_cvtepi32_epi16(both));
+        minima = to_vector(_mm512_cvtepi32_epi16(_mm512_srli_epi32(both, 16)));
     }
     Integers start(const Constants&) const { return _mm512_setzero_si512(); }
-    Floats add(Floats sums, Integers products, const Constants& token) const {
+    Vector add(Vector sums, Integers products, const Constants& token) const {
         sums = _mm512_fmadd_ps(minima, all(token.sum), sums);
         return _mm512_fmadd_ps(_mm512_cvtepi32_ps(products), scales * all(token.scale), sums);
     }
 
     Integers fours[FOURS];
-    Floats scales, minima;
-};
-
-// Grows as it must. No std::vector: the linker would offer its functions to libraries that come later.
-template <class Value>
-class Scratch {
-public:
-    ~Scratch() { delete[] values_; }
-    Value* room(int64_t count) {
-        if (count > count_) {
-            delete[] values_;
-            values_ = nullptr, count_ = 0;
-            values_ = new Value[count], count_ = count;
-        }
-        return values_;
-    }
-
-private:
-    Value* values_ = nullptr;
-    int64_t count_ = 0;
+    Vector scales, minima;
 };
 
 // What llama.cpp calls the function with. out[token][row]; weights [row][block] and activations
@@ -170,15 +132,15 @@ public:
 
     // One thread's share of the rows.
     void run(int thread, int threads) {
-        thread_local Scratch<typename Weights::Constants> constants;
-        thread_local Scratch<typename Weights::Scale> scales;
+        thread_local Buffer<typename Weights::Constants> constants;
+        thread_local Buffer<typename Weights::Scale> scales;
         constants_ = constants.room(a_.tokens * a_.blocks);
-        scales_ = scales.room(a_.blocks * ROWS);
+        scales_ = scales.room(a_.blocks * WEIGHT_ROWS);
         for (int64_t token = 0; token < a_.tokens; token++)
             for (int64_t i = 0; i < a_.blocks; i++)
                 constants_[token * a_.blocks + i] = Weights::constants(activations(token)[i]);
-        const int64_t sixteens = a_.rows / ROWS, end = sixteens * (thread + 1) / threads;
-        for (int64_t i = sixteens * thread / threads; i < end; i++) multiply(i * ROWS);
+        const int64_t sixteens = a_.rows / WEIGHT_ROWS, end = sixteens * (thread + 1) / threads;
+        for (int64_t i = sixteens * thread / threads; i < end; i++) multiply(i * WEIGHT_ROWS);
     }
 
 private:
@@ -192,7 +154,8 @@ private:
     // Sixteen rows with all tokens, in tiles of nearly the same size.
     void multiply(int64_t row) {
         for (int64_t i = 0; i < a_.blocks; i++)
-            for (int r = 0; r < ROWS; r++) scales_[i * ROWS + r] = Weights::scale(weights(row + r)[i]);
+            for (int r = 0; r < WEIGHT_ROWS; r++)
+                scales_[i * WEIGHT_ROWS + r] = Weights::scale(weights(row + r)[i]);
         const int64_t tiles = (a_.tokens + TILE_TOKENS - 1) / TILE_TOKENS;
         for (int64_t i = 0; i < tiles; i++) {
             const int64_t token = a_.tokens * i / tiles, end = a_.tokens * (i + 1) / tiles;
@@ -210,20 +173,20 @@ private:
 
     template <int TOKENS>
     void multiply_tile(int64_t row, int64_t token) const {
-        constexpr int STEP_BYTES = ROWS * sizeof(typename Weights::Block);
+        constexpr int STEP_BYTES = WEIGHT_ROWS * sizeof(typename Weights::Block);
         const int64_t blocks = a_.blocks, weights_stride = a_.weights_stride, stride = a_.activations_stride;
         const auto* rows = weights(row);
         const auto* tile = activations(token);
         const auto* constants = constants_ + token * blocks;
-        const char* next = (const char*)weights(row + ROWS);
-        Floats sums[TOKENS];
-        for (Floats& sum : sums) sum = all(0);
+        const char* next = (const char*)weights(row + WEIGHT_ROWS);
+        Vector sums[TOKENS];
+        for (Vector& sum : sums) sum = all(0);
         for (int64_t i = 0; i < blocks; i++, next += STEP_BYTES) {
             // The next rows come into the second-level cache meanwhile. Fetched into the first, they take
             // three times as long.
             for (int byte = 0; byte < STEP_BYTES; byte += CACHE_LINE_BYTES)
                 _mm_prefetch(next + byte, _MM_HINT_T1);
-            const Weights block(rows + i, weights_stride, scales_ + i * ROWS);
+            const Weights block(rows + i, weights_stride, scales_ + i * WEIGHT_ROWS);
             for (int t = 0; t < TOKENS; t++) {
                 const int8_t* values = tile[t * stride + i].values;
                 Integers products = block.start(constants[t * blocks + i]);
@@ -244,46 +207,4 @@ private:
     typename Weights::Scale* scales_ = nullptr;         // [block][row of sixteen]
 };
 
-// The beginning of what llama.cpp tells each thread.
-struct Thread {
-    int number, count;
-};
-
-using Function = bool(const Thread*, int64_t, int64_t, int64_t, const void*, int64_t, const void*, int64_t,
-                      void*, int64_t, int, int, int);
-
-Function* llama_cpps_own() {
-    void* library = dlopen("libggml-cpu.so.0", RTLD_LAZY | RTLD_NOLOAD);
-    return library ? (Function*)dlsym(library, "llamafile_sgemm") : nullptr;
-}
-
-std::atomic<bool> is_used = false;
-
 }  // namespace
-
-extern "C" {
-
-void matmul_use(bool wanted) { is_used = wanted; }
-
-// False for what is not computed here: llama.cpp has other ways.
-bool llamafile_sgemm(const Thread* thread, int64_t rows, int64_t tokens, int64_t blocks, const void* weights,
-                     int64_t weights_stride, const void* activations, int64_t activations_stride, void* out,
-                     int64_t out_stride, int weights_type, int activations_type, int out_type) {
-    static Function* const own = llama_cpps_own();
-    if (is_used.load(std::memory_order_relaxed) && out_type == F32 && rows % ROWS == 0) {
-        const Arguments arguments{
-            rows,        tokens,    blocks, weights, weights_stride, activations, activations_stride,
-            (float*)out, out_stride};
-        if (weights_type == Q8_0 && activations_type == Q8_0) {
-            Product<Q8_0Weights>(arguments).run(thread->number, thread->count);
-            return true;
-        }
-        if (weights_type == Q4_1 && activations_type == Q8_1) {
-            Product<Q4_1Weights>(arguments).run(thread->number, thread->count);
-            return true;
-        }
-    }
-    return own && own(thread, rows, tokens, blocks, weights, weights_stride, activations, activations_stride,
-                      out, out_stride, weights_type, activations_type, out_type);
-}
-}
