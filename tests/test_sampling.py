@@ -7,10 +7,11 @@ import llama_cpp
 import numpy as np
 import pytest
 
+from june.llm import cpu
 from june.llm.llama_cpp.sampling import Sampler
 from june.messages import ChatRequest, Sampling
 
-N_TOKENS = 1000
+N_TOKENS = 2003
 
 
 class SmallVocabulary:
@@ -60,7 +61,12 @@ def by_llama_cpp(sampling: Sampling, rows: "list[np.ndarray[Any, Any]]") -> list
         Sampling(temperature=0, presence_penalty=3, seed=5),
     ],
 )
-def test_it_draws_what_llama_cpp_draws(sampling: Sampling) -> None:
+@pytest.mark.parametrize("finder", ["june's kernel", "numpy"])
+def test_it_draws_what_llama_cpp_draws(
+    finder: str, sampling: Sampling, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if finder == "numpy":
+        monkeypatch.setattr(cpu, "likeliest_finder", lambda: None)
     random = np.random.default_rng(0)
     base = random.normal(0, 3, N_TOKENS)
     rows = [(base + random.normal(0, 1, N_TOKENS)).astype(np.float32) for _ in range(150)]
@@ -70,3 +76,12 @@ def test_it_draws_what_llama_cpp_draws(sampling: Sampling) -> None:
     sampler.free()
     assert drawn == by_llama_cpp(sampling, rows)
     assert len(set(drawn)) > 1
+
+
+def test_it_draws_from_all_that_are_as_likely() -> None:
+    sampling = Sampling(temperature=2, top_k=3, seed=1)
+    rows = [np.zeros(N_TOKENS, np.float32)] * 20
+    sampler = Sampler(ChatRequest((), sampling, max_tokens=1, ignore_eos=True), SmallVocabulary())  # type: ignore[arg-type]
+    drawn = [sampler.draw(row.copy()) for row in rows]
+    sampler.free()
+    assert drawn == by_llama_cpp(sampling, rows)

@@ -7,8 +7,10 @@ linker finds first if they were loaded first; what they do not compute, they pas
 
 import ctypes
 import sys
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from june import hardware, kernels
 
@@ -26,14 +28,30 @@ def is_usable() -> bool:
 
 def load() -> None:
     """Be found by llama.cpp, which must not be loaded yet; until `use`, it computes everything itself."""
+    global _library  # noqa: PLW0603 - what is loaded stays
     assert "llama_cpp" not in sys.modules  # noqa: S101 - it would have found its own functions
     if is_usable():
-        ctypes.CDLL(str(LIBRARY), mode=ctypes.RTLD_GLOBAL)
+        _library = ctypes.CDLL(str(LIBRARY), mode=ctypes.RTLD_GLOBAL)
+        pointer, number = ctypes.c_void_p, ctypes.c_int64
+        _library.cpu_find_likeliest.argtypes = [pointer, number, ctypes.c_int32, pointer, number]
+        _library.cpu_find_likeliest.restype = number
 
 
 def use(*, wanted: bool) -> bool:
     """From now on let the kernels compute, if they can, or llama.cpp itself; whether the kernels do."""
-    if not is_usable():
+    if _library is None or not is_usable():
         return False
-    ctypes.CDLL(str(LIBRARY)).cpu_use(ctypes.c_bool(wanted))
+    _library.cpu_use(ctypes.c_bool(wanted))
     return wanted
+
+
+def likeliest_finder() -> Callable[[int, int, int, Any, int], int] | None:
+    """A function that finds at least the `k` largest of a row of logits, k <= 256; None: there is none.
+
+    It takes the row's address and length, k, an array of `llama_token_data` and its length, and returns how
+    many it found. More than there is room for are not written.
+    """
+    return _library.cpu_find_likeliest if _library is not None else None
+
+
+_library: ctypes.CDLL | None = None

@@ -1,10 +1,12 @@
-// The functions that llama.cpp finds in place of its own, as of llama-cpp-python 0.3.36.
+// What june's kernels are called by: functions that llama.cpp finds in place of its own, as of
+// llama-cpp-python 0.3.36, and some for june itself.
 
 #include <dlfcn.h>
 
 #include <atomic>
 
 #include "attention.hpp"
+#include "likeliest.hpp"
 #include "matmul.hpp"
 
 namespace {
@@ -23,6 +25,10 @@ Function* own(const char* name) {
 extern "C" {
 
 void cpu_use(bool wanted) { is_used = wanted; }
+
+int64_t cpu_find_likeliest(const float* logits, int64_t count, int32_t k, Candidate* out, int64_t room) {
+    return find_likeliest(logits, count, k, out, room);
+}
 
 // A product, or false if it is to be computed in another way.
 bool llamafile_sgemm(const Thread* thread, int64_t rows, int64_t tokens, int64_t blocks, const void* weights,

@@ -3,6 +3,7 @@
 import ctypes
 import math
 import random
+from collections.abc import Callable
 from typing import Any
 
 import llama_cpp
@@ -10,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from june.errors import GenerationError
+from june.llm import cpu
 from june.llm.llama_cpp.vocabulary import Vocabulary
 from june.messages import ChatRequest
 
@@ -20,6 +22,8 @@ Candidates = npt.NDArray[np.void]
 REPEAT_PENALTY_WINDOW_TOKENS = 64
 GROUP_TOKENS = 64
 """Of a vocabulary, whose largest logits are looked for: 49,152 tokens in 21 us, against 300 by partition."""
+MOST_FOUND, FOUND_ROOM = 256, 1024
+"""The most of the likeliest that june's kernel finds, and room for those that are as likely."""
 CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 """`struct llama_token_data`."""
 
@@ -48,6 +52,9 @@ class Sampler:
         self._penalizes = sampling.repeat_penalty != 1 or sampling.presence_penalty != 0
         self._recent = np.zeros(REPEAT_PENALTY_WINDOW_TOKENS, np.intp)  # a ring
         self._drawn = 0
+        finder = cpu.likeliest_finder()
+        is_found = finder is not None and 0 < sampling.top_k <= MOST_FOUND
+        self._likeliest = _Likeliest(finder, sampling.top_k) if is_found and finder else None
         self._chain = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
         if sampling.temperature == 0:
             self._add(llama_cpp.llama_sampler_init_greedy())
@@ -109,6 +116,8 @@ class Sampler:
         if self._sampling.temperature == 0:
             return int(logits.argmax())
         top_k, groups = self._sampling.top_k, self._n_tokens // GROUP_TOKENS
+        if self._likeliest is not None and (found := self._likeliest.draw(logits, self._chain)) is not None:
+            return found
         if not 0 < top_k <= groups:
             return _draw(np.arange(self._n_tokens), logits, self._chain)
         # The k largest maxima of groups are k logits, so the k largest logits are no smaller. A group is a
@@ -127,6 +136,31 @@ class Sampler:
         llama_cpp.llama_sampler_free(self._chain)
         if self._grammar is not None:
             llama_cpp.llama_sampler_free(self._grammar)
+
+
+class _Likeliest:
+    """What june's kernel finds of a row, where llama.cpp's samplers take it.
+
+    Args:
+        finder: the kernel.
+        k: how many it finds, or some more.
+    """
+
+    def __init__(self, finder: Callable[[int, int, int, Any, int], int], k: int) -> None:
+        self._find = finder
+        self._k = k
+        self._data = (llama_cpp.llama_token_data * FOUND_ROOM)()
+        self._choice = llama_cpp.llama_token_data_array(self._data, 0, -1, False)
+
+    def draw(self, logits: Logits, sampler: Any) -> int | None:
+        """The token that the sampler chooses; None: more are equally likely than there is room for."""
+        found = self._find(logits.ctypes.data, len(logits), self._k, self._data, FOUND_ROOM)
+        if found > FOUND_ROOM:
+            return None
+        choice = self._choice
+        choice.data, choice.size, choice.selected, choice.sorted = self._data, found, -1, False
+        llama_cpp.llama_sampler_apply(sampler, ctypes.byref(choice))
+        return int(choice.data[choice.selected].id)
 
 
 def _draw(tokens: Tokens, logits: Logits, *samplers: Any) -> int:
