@@ -17,11 +17,10 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
 from concurrent.futures import Future
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager, closing, contextmanager
 from contextvars import copy_context
-from dataclasses import dataclass
 from functools import partial
 from typing import Concatenate, Generic, ParamSpec, TypeVar
 
@@ -61,29 +60,22 @@ class StopFlag:
             for interrupt in self._interrupts:
                 interrupt()
 
-    def interrupts(self, interrupt: Callable[[], object]) -> "_Interrupts":
-        """A block during which `interrupt` is called when the flag is set, or at once if it was before."""
-        return _Interrupts(self, self._lock, self._interrupts, interrupt)
+    def add_interrupt(self, interrupt: Callable[[], object]) -> None:
+        """Call `interrupt` when the flag is set, or at once if it is."""
+        with self._lock:
+            self._interrupts.append(interrupt)
+            if self._is_set:
+                interrupt()
 
-
-@dataclass(slots=True)
-class _Interrupts:
-    """A block; each step of the language model enters one for each answer, so it is no generator."""
-
-    flag: StopFlag
-    lock: threading.Lock
-    interrupts: list[Callable[[], object]]
-    interrupt: Callable[[], object]
-
-    def __enter__(self) -> None:
-        with self.lock:
-            self.interrupts.append(self.interrupt)
-            if self.flag.is_set():
-                self.interrupt()
-
-    def __exit__(self, *_: object) -> None:
-        with self.lock:
-            self.interrupts.remove(self.interrupt)
+    @contextmanager
+    def interrupts(self, interrupt: Callable[[], object]) -> Iterator[None]:
+        """`add_interrupt`, for the block."""
+        self.add_interrupt(interrupt)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._interrupts.remove(interrupt)
 
 
 class ModelThread:

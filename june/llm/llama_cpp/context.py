@@ -2,7 +2,6 @@
 
 import ctypes
 from collections.abc import Sequence
-from contextlib import ExitStack
 from ctypes.util import find_library
 from typing import Any
 
@@ -36,6 +35,7 @@ class Context:
         self._params = _context_params(settings, kv_tokens)
         self._batch = llama_cpp.llama_batch_init(self._params.n_batch, 0, 1)
         self._abort = ctypes.create_string_buffer(2)
+        self._decoding: Sequence[Part[Answer]] = ()
         self._open()
 
     def _open(self) -> None:
@@ -92,24 +92,28 @@ class Context:
         return False
 
     def decode(self, parts: Sequence[Part[Answer]]) -> int:
-        """Decode the parts in one batch, or give it up when most of it has lost its reader.
+        """Decode the parts in one batch, unless it is given up; see `abort_if_mostly_unread`.
 
         Returns llama.cpp's status. After `DECODED`, the last token of each part has its logits in the row
         that `last_rows` tells.
         """
         self._fill(parts)
+        self._decoding = parts
         self._abort[0] = b"\0"
+        self.abort_if_mostly_unread()
+        status = int(llama_cpp.llama_decode(self.handle, self._batch))
+        self._decoding = ()
+        return status
 
-        def abort_if_mostly_unread() -> None:
-            # What the others lose is less than what they would still wait for.
-            unread = sum(len(part.tokens) for part in parts if part.generation.reader.stop.is_set())
-            if unread * 2 > self._batch.n_tokens:
-                ctypes.memset(self._abort, 1, 1)
+    def abort_if_mostly_unread(self) -> None:
+        """Give the batch up that is being decoded, if most of it has lost its reader; on any thread.
 
-        with ExitStack() as stack:
-            for part in parts:
-                stack.enter_context(part.generation.reader.stop.interrupts(abort_if_mostly_unread))
-            return int(llama_cpp.llama_decode(self.handle, self._batch))
+        What the others lose is less than what they would still wait for.
+        """
+        parts = self._decoding
+        unread = sum(len(part.tokens) for part in parts if part.generation.reader.stop.is_set())
+        if unread * 2 > sum(len(part.tokens) for part in parts):
+            ctypes.memset(self._abort, 1, 1)
 
     def _fill(self, parts: Sequence[Part[Answer]]) -> None:
         """Put the parts into the batch, one after the other."""

@@ -135,6 +135,7 @@ class Engine:
             except GenerationError:
                 answer.sampler.free()
                 raise
+            reader.stop.add_interrupt(self._context.abort_if_mostly_unread)
         except GenerationError as error:
             reader.end(error)
 

@@ -48,7 +48,7 @@ class Sampler:
         self._row = ctypes.c_float * vocabulary.n_tokens
         self._grammar = vocabulary.grammar(grammar) if grammar else None
         self._sampling = sampling = request.sampling
-        self._never = np.array(sorted(vocabulary.end_tokens) if request.ignore_eos else [], np.intp)
+        self._never = vocabulary.end_tokens if request.ignore_eos else frozenset()
         self._penalizes = sampling.repeat_penalty != 1 or sampling.presence_penalty != 0
         self._recent = np.zeros(REPEAT_PENALTY_WINDOW_TOKENS, np.intp)  # a ring
         self._drawn = 0
@@ -103,7 +103,8 @@ class Sampler:
 
     def _penalize(self, logits: Logits) -> None:
         """Lower, in place, what was written lately, as `llama_sampler_init_penalties` does."""
-        logits[self._never] = -math.inf
+        for token in self._never:
+            logits[token] = -math.inf
         if self._penalizes:
             written = self._recent[: self._drawn]  # one that stands there twice is still lowered once
             lowered = logits[written]
