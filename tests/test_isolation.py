@@ -14,7 +14,6 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-import llama_cpp
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -51,11 +50,9 @@ class Forced(Engine):
         super().__init__(*args, **named)
         self.logits: dict[str, list[Logits]] = defaultdict(list)
 
-    def _write_token(self, answer: Answer, row: int) -> None:
+    def _write_token(self, answer: Answer, logits: Logits) -> None:
         written = len(answer.tokens) - answer.prompt_tokens
-        logits = llama_cpp.llama_get_logits_ith(self._context.handle, row)
-        n_tokens = self._vocabulary.n_tokens
-        self.logits[answer.conversation].append(np.ctypeslib.as_array(logits, (n_tokens,)).copy())
+        self.logits[answer.conversation].append(logits.copy())
         if answer.write(1_000 + 37 * written + len(answer.conversation)):
             self._end(answer)
 

@@ -128,7 +128,7 @@ async def test_ignoring_the_end_writes_exactly_as_many_tokens_as_asked(llm: Llam
 async def test_characters_of_several_tokens_arrive_whole(
     llm: LlamaCpp, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(answers, "TELL_EVERY_S", 0)
+    monkeypatch.setattr(answers, "TELL_EVERY_S", 1e-9)
     emoji = await answer(llm, asks(ECHO))
     assert emoji.pieces == ["🎉", "🦄", "🎉", "🦄"]
     assert emoji.usage.completion_tokens > 2 * len(emoji.pieces)
@@ -236,8 +236,9 @@ async def test_a_conversation_keeps_its_cache_while_others_speak(llm: LlamaCpp) 
 
 
 async def test_an_answer_goes_on_while_a_long_prompt_is_read(
-    settings: Settings, model_paths: dict[str, Path]
+    settings: Settings, model_paths: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(answers, "TELL_EVERY_S", 1e-9)
     fine = settings.llm.model_copy(update={"prefill_chunk_tokens": 32})
     order: list[str] = []
 

@@ -34,6 +34,9 @@ class ReasoningSplitter:
         return self._split(self._pending, final=True)
 
     def _split(self, text: str, *, final: bool) -> tuple[str, str]:
+        if self._answered and not self.thinking and OPEN[0] not in text:  # nearly always
+            self._pending = ""
+            return text, ""
         answer, thought = "", ""
         while True:
             mark = CLOSE if self.thinking else OPEN

@@ -32,6 +32,8 @@ class StopStrings:
         """The text that certainly stands before any stop string; nothing more once one was found."""
         if self.found:
             return ""
+        if not self._strings:
+            return text
         text = self._pending + text
         # The first to end, since generation stops there; of those that end together the longest.
         ends = [(start + len(each), start) for each in self._strings if (start := text.find(each)) >= 0]

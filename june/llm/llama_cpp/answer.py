@@ -2,7 +2,10 @@
 
 import time
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from june.errors import GenerationError
 from june.llm.llama_cpp.sampling import Sampler
@@ -40,7 +43,7 @@ class Answer(Generation):
         thinking_budget_tokens: how long a thought may be; 0: as long as the answer.
         closing: what then brings it to its end.
         untold: what was written since its reader was told something.
-        told_s: when that was, by `time.perf_counter`.
+        told_in: in which interval of `TELL_EVERY_S` that was.
     """
 
     reader: Reader
@@ -53,15 +56,15 @@ class Answer(Generation):
     closing: list[int] = field(default_factory=list)
     thought_tokens: int = field(default=0, init=False)
     untold: Delta = field(default=NOTHING, init=False)
-    told_s: float = field(default=0.0, init=False)
+    told_in: int = field(default=-1, init=False)
 
-    def draw(self, context: Any, row: int) -> int:
+    def draw(self, logits: NDArray[np.float32]) -> int:
         """The next token; a grammar holds for the answer only, not for the thought before it.
 
         Raises:
             GenerationError: the grammar allows none.
         """
-        return self.sampler.sample(context, row, constrained=not self.output.thinking)
+        return self.sampler.draw(logits, constrained=not self.output.thinking)
 
     def write(self, token: int) -> bool:
         """Give the text of the next token to the reader; whether that was the last.
@@ -101,10 +104,10 @@ class Answer(Generation):
     def _tell(self, delta: Delta) -> None:
         """Hand a piece to the reader, or keep it for the next if there was one just now."""
         self.untold = delta = _joined(self.untold, delta)
-        now_s = time.perf_counter()
-        if delta != NOTHING and (delta.finish_reason or now_s - self.told_s >= TELL_EVERY_S):
+        interval = int(time.perf_counter() / TELL_EVERY_S)  # the same for all answers: they tell together
+        if delta != NOTHING and (delta.finish_reason or interval != self.told_in):
             self.reader.post(delta)
-            self.untold, self.told_s = NOTHING, now_s
+            self.untold, self.told_in = NOTHING, interval
 
 
 def _joined(first: Delta, then: Delta) -> Delta:

@@ -6,6 +6,8 @@ from ctypes.util import find_library
 from typing import Any
 
 import llama_cpp
+import numpy as np
+from numpy.typing import NDArray
 
 from june import hardware
 from june.llm.llama_cpp.answer import Answer
@@ -32,6 +34,7 @@ class Context:
 
     def __init__(self, model: Any, settings: LlmSettings, kv_tokens: int) -> None:
         self._model = model
+        self._n_tokens = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model))
         self._params = _context_params(settings, kv_tokens)
         self._batch = llama_cpp.llama_batch_init(self._params.n_batch, 0, 1)
         self._abort = ctypes.create_string_buffer(2)
@@ -94,8 +97,7 @@ class Context:
     def decode(self, parts: Sequence[Part[Answer]]) -> int:
         """Decode the parts in one batch, unless it is given up; see `abort_if_mostly_unread`.
 
-        Returns llama.cpp's status. After `DECODED`, the last token of each part has its logits in the row
-        that `last_rows` tells.
+        Returns llama.cpp's status.
         """
         self._fill(parts)
         self._decoding = parts
@@ -104,6 +106,15 @@ class Context:
         status = int(llama_cpp.llama_decode(self.handle, self._batch))
         self._decoding = ()
         return status
+
+    def logits(self, rows: int) -> NDArray[np.float32]:
+        """Those of the last batch, in llama.cpp's memory: (rows, tokens of the vocabulary).
+
+        Each part that was a generation's last has a row, in their order.
+        """
+        first = llama_cpp.llama_get_logits(self.handle).contents
+        memory = (ctypes.c_float * (rows * self._n_tokens)).from_address(ctypes.addressof(first))
+        return np.frombuffer(memoryview(memory), np.float32).reshape(rows, self._n_tokens)
 
     def abort_if_mostly_unread(self) -> None:
         """Give the batch up that is being decoded, if most of it has lost its reader; on any thread.
@@ -129,16 +140,6 @@ class Context:
                 row += 1
             batch.logits[row - 1] = part.is_last
         batch.n_tokens = row
-
-
-def last_rows(parts: Sequence[Part[Answer]]) -> list[int]:
-    """The row of each part's last token in their batch."""
-    rows = []
-    row = -1
-    for part in parts:
-        row += len(part.tokens)
-        rows.append(row)
-    return rows
 
 
 def threads_of(settings: LlmSettings) -> int:

@@ -5,12 +5,14 @@ import time
 from pathlib import Path
 
 import llama_cpp
+import numpy as np
+from numpy.typing import NDArray
 
 from june import hardware
 from june.errors import GenerationError, ModelLoadError
 from june.llm import cpu, cpu_format, layers_to_offload
 from june.llm.llama_cpp.answer import Answer, Reader
-from june.llm.llama_cpp.context import DECODE_ABORTED, DECODE_INVALID, DECODED, Context, last_rows, threads_of
+from june.llm.llama_cpp.context import DECODE_ABORTED, DECODE_INVALID, DECODED, Context, threads_of
 from june.llm.llama_cpp.sampling import Sampler
 from june.llm.llama_cpp.states import SequenceStates
 from june.llm.llama_cpp.template import template_of
@@ -224,9 +226,9 @@ class Engine:
         self._pairs.decoded(sum(len(part.tokens) for part in parts), self._decode_s)
         for part in parts:
             self._scheduler.evaluated(part)
-        for part, row in zip(parts, last_rows(parts), strict=True):
-            if part.is_last:
-                self._write_token(part.generation, row)
+        if last := [part.generation for part in parts if part.is_last]:
+            for answer, logits in zip(last, self._context.logits(len(last)), strict=True):
+                self._write_token(answer, logits)
         return status
 
     def _evaluate_alone(self) -> None:
@@ -253,10 +255,10 @@ class Engine:
             self._context.rebuild()
             self._scheduler.lose_cache()
 
-    def _write_token(self, answer: Answer, row: int) -> None:
-        """Draw the next token from a row of the batch, and give its text to the reader."""
+    def _write_token(self, answer: Answer, logits: NDArray[np.float32]) -> None:
+        """Draw the next token, and give its text to the reader."""
         try:
-            token = answer.draw(self._context.handle, row)
+            token = answer.draw(logits)
             answer.first_token_s = answer.first_token_s or time.perf_counter()
             if answer.write(token):
                 self._meter.finished(answer, answer.prompt_tokens)

@@ -45,7 +45,6 @@ class Sampler:
 
     def __init__(self, request: ChatRequest, vocabulary: Vocabulary, grammar: str = "") -> None:
         self._n_tokens = vocabulary.n_tokens
-        self._row = ctypes.c_float * vocabulary.n_tokens
         self._grammar = vocabulary.grammar(grammar) if grammar else None
         self._sampling = sampling = request.sampling
         self._never = vocabulary.end_tokens if request.ignore_eos else frozenset()
@@ -68,12 +67,6 @@ class Sampler:
 
     def _add(self, sampler: Any) -> None:
         llama_cpp.llama_sampler_chain_add(self._chain, sampler)
-
-    def sample(self, context: Any, row: int, *, constrained: bool) -> int:
-        """The token drawn after a row of the last batch of llama.cpp's context; see `draw`."""
-        address = ctypes.addressof(llama_cpp.llama_get_logits_ith(context, row).contents)
-        logits = np.frombuffer(memoryview(self._row.from_address(address)), np.float32)
-        return self.draw(logits, constrained=constrained)
 
     def draw(self, logits: Logits, *, constrained: bool = False) -> int:
         """The token drawn, which then counts as written.
