@@ -37,6 +37,8 @@ class Context:
         self._n_tokens = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model))
         self._params = _context_params(settings, kv_tokens)
         self._batch = llama_cpp.llama_batch_init(self._params.n_batch, 0, 1)
+        for row in range(self._params.n_batch):
+            self._batch.n_seq_id[row] = 1
         self._abort = ctypes.create_string_buffer(2)
         self._decoding: Sequence[Part[Answer]] = ()
         self._open()
@@ -134,7 +136,6 @@ class Context:
             for position, token in enumerate(part.tokens, part.position):
                 batch.token[row] = token
                 batch.pos[row] = position
-                batch.n_seq_id[row] = 1
                 batch.seq_id[row][0] = part.generation.sequence.index
                 batch.logits[row] = False
                 row += 1
