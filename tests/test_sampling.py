@@ -69,6 +69,7 @@ def test_it_draws_what_llama_cpp_draws(
         monkeypatch.setattr(cpu, "likeliest_finder", lambda: None)
     random = np.random.default_rng(0)
     base = random.normal(0, 3, N_TOKENS)
+    base[-1] = base.max()
     rows = [(base + random.normal(0, 1, N_TOKENS)).astype(np.float32) for _ in range(150)]
     request = ChatRequest((), sampling, max_tokens=1, ignore_eos=True)
     sampler = Sampler(request, SmallVocabulary())  # type: ignore[arg-type]  # all that it asks for
