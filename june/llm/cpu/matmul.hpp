@@ -3,7 +3,6 @@
 // are turned so that a register holds four neighbours of each row, and one instruction multiplies these with
 // the four activations that they meet, and adds up (AVX512-VNNI). A token's sums are made in the same order
 // whoever else is in its batch.
-
 #pragma once
 
 #include <cstring>
@@ -13,8 +12,8 @@
 
 namespace {
 
-constexpr int WEIGHT_ROWS = 16,
-              TILE_TOKENS = 12;  // 12 sums, 8 weights and what a step needs fill 32 registers
+constexpr int WEIGHT_ROWS = 16;
+constexpr int TILE_TOKENS = 12;  // their sums, 8 registers of weights and what a step needs fill all 32
 constexpr int FOURS = BLOCK / 4;
 
 using Integers = __m512i;
