@@ -80,7 +80,7 @@ def test_it_draws_what_llama_cpp_draws(
 
 
 def test_it_draws_from_all_that_are_as_likely() -> None:
-    sampling = Sampling(temperature=2, top_k=3, seed=1)
+    sampling = Sampling(temperature=2, top_k=3, repeat_penalty=1.1, seed=1)
     rows = [np.zeros(N_TOKENS, np.float32)] * 20
     sampler = Sampler(ChatRequest((), sampling, max_tokens=1, ignore_eos=True), SmallVocabulary())  # type: ignore[arg-type]
     drawn = [sampler.draw(row.copy()) for row in rows]

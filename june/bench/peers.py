@@ -8,9 +8,10 @@
 - xllamacpp: llama-server in the process, in a package from PyPI of its own, on as many threads as requests.
 
 All are given the same file. Where june's own kernels do not run, june makes a copy of it in a faster format,
-which the bench can give to the others too. They use its chat template, take the most likely token, never one that ends an answer, and have
-the same threads, context, sequences, cache and reuse of prompts. They have OpenMP as june sets it up, too: as
-their packages leave it, they stand still on a machine that does anything else.
+which the bench can give to the others too. They use its chat template, take the most likely token, never one
+that ends an answer, and have the same threads, context, sequences, cache and reuse of prompts. They have
+OpenMP as june sets it up, too: as their packages leave it, they stand still on a machine that does anything
+else.
 
 This module imports `llama_cpp` and `xllamacpp` for the comparison only; june's engine is `june/llm`.
 """

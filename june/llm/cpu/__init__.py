@@ -10,7 +10,6 @@ import sys
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from june import hardware, kernels
 
@@ -32,8 +31,11 @@ def load() -> None:
     assert "llama_cpp" not in sys.modules  # noqa: S101 - it would have found its own functions
     if is_usable():
         _library = ctypes.CDLL(str(LIBRARY), mode=ctypes.RTLD_GLOBAL)
-        pointer, number = ctypes.c_void_p, ctypes.c_int64
-        _library.cpu_find_likeliest.argtypes = [pointer, number, ctypes.c_int32, pointer, number]
+        pointer, number, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
+        _library.cpu_find_likeliest.argtypes = [
+            *(pointer, number, pointer, number, real, real),
+            *(ctypes.c_int32, pointer, number),
+        ]
         _library.cpu_find_likeliest.restype = number
 
 
@@ -45,11 +47,12 @@ def use(*, wanted: bool) -> bool:
     return wanted
 
 
-def likeliest_finder() -> Callable[[int, int, int, Any, int], int] | None:
+def likeliest_finder() -> Callable[..., int] | None:
     """A function that finds at least the `k` largest of a row of logits, k <= 256; None: there is none.
 
-    It takes the row's address and length, k, an array of `llama_token_data` and its length, and returns how
-    many it found. More than there is room for are not written.
+    It takes the row's address and length, the same of the tokens written lately (64-bit), the penalties for
+    repetition and presence, which it writes into the row, k, an array of `llama_token_data` and its length.
+    It returns how many it found; more than there is room for are not written.
     """
     return _library.cpu_find_likeliest if _library is not None else None
 

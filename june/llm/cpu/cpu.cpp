@@ -26,7 +26,10 @@ extern "C" {
 
 void cpu_use(bool wanted) { is_used = wanted; }
 
-int64_t cpu_find_likeliest(const float* logits, int64_t count, int32_t k, Candidate* out, int64_t room) {
+// Writes penalties into the logits, and then finds the `k` largest.
+int64_t cpu_find_likeliest(float* logits, int64_t count, const int64_t* written, int64_t written_count,
+                           float repeat, float presence, int32_t k, Candidate* out, int64_t room) {
+    penalize(logits, {written, written_count, repeat, presence});
     return find_likeliest(logits, count, k, out, room);
 }
 

@@ -17,6 +17,24 @@ struct Candidate {
     float logit, probability;
 };
 
+// What was written lately is less likely, as llama.cpp's own penalties have it.
+struct Penalties {
+    const int64_t* written;  // tokens; one that stands there twice is lowered once
+    int64_t count;
+    float repeat, presence;
+};
+
+inline void penalize(float* logits, const Penalties& penalties) {
+    thread_local Buffer<float> lowered;
+    float* logit = lowered.room(penalties.count);
+    for (int64_t i = 0; i < penalties.count; i++) {
+        const float before = logits[penalties.written[i]];
+        const float repeated = before > 0 ? before / penalties.repeat : before * penalties.repeat;
+        logit[i] = repeated - penalties.presence;
+    }
+    for (int64_t i = 0; i < penalties.count; i++) logits[penalties.written[i]] = logit[i];
+}
+
 // Calls take(number, vector) with all logits, sixteen at a time; after the last comes -infinity.
 template <class Take>
 inline void each_vector(const float* logits, int64_t count, Take take) {

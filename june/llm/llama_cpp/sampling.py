@@ -13,7 +13,7 @@ import numpy.typing as npt
 from june.errors import GenerationError
 from june.llm import cpu
 from june.llm.llama_cpp.vocabulary import Vocabulary
-from june.messages import ChatRequest
+from june.messages import ChatRequest, Sampling
 
 Logits = npt.NDArray[np.float32]
 Tokens = npt.NDArray[np.intp]
@@ -51,9 +51,9 @@ class Sampler:
         self._penalizes = sampling.repeat_penalty != 1 or sampling.presence_penalty != 0
         self._recent = np.zeros(REPEAT_PENALTY_WINDOW_TOKENS, np.intp)  # a ring
         self._drawn = 0
-        finder = cpu.likeliest_finder()
-        is_found = finder is not None and 0 < sampling.top_k <= MOST_FOUND
-        self._likeliest = _Likeliest(finder, sampling.top_k) if is_found and finder else None
+        self._likeliest = None
+        if (find := cpu.likeliest_finder()) and sampling.temperature and 0 < sampling.top_k <= MOST_FOUND:
+            self._likeliest = _Likeliest(find, sampling, self._recent)
         self._chain = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
         if sampling.temperature == 0:
             self._add(llama_cpp.llama_sampler_init_greedy())
@@ -78,7 +78,8 @@ class Sampler:
         Raises:
             GenerationError: the grammar leaves no token.
         """
-        self._penalize(logits)
+        for never in self._never:
+            logits[never] = -math.inf
         token = self._draw_likely(logits)
         if self._grammar is not None and constrained:
             if not self._allows(token):
@@ -96,8 +97,6 @@ class Sampler:
 
     def _penalize(self, logits: Logits) -> None:
         """Lower, in place, what was written lately, as `llama_sampler_init_penalties` does."""
-        for token in self._never:
-            logits[token] = -math.inf
         if self._penalizes:
             written = self._recent[: self._drawn]  # one that stands there twice is still lowered once
             lowered = logits[written]
@@ -107,11 +106,13 @@ class Sampler:
 
     def _draw_likely(self, logits: Logits) -> int:
         """The token that the chain draws; it is shown only what it would not drop first of all."""
+        if self._likeliest is None:
+            self._penalize(logits)
+        elif (found := self._likeliest.draw(logits, self._drawn, self._chain)) is not None:
+            return found
         if self._sampling.temperature == 0:
             return int(logits.argmax())
         top_k, groups = self._sampling.top_k, self._n_tokens // GROUP_TOKENS
-        if self._likeliest is not None and (found := self._likeliest.draw(logits, self._chain)) is not None:
-            return found
         if not 0 < top_k <= groups:
             return _draw(np.arange(self._n_tokens), logits, self._chain)
         # The k largest maxima of groups are k logits, so the k largest logits are no smaller. A group is a
@@ -136,19 +137,29 @@ class _Likeliest:
     """What june's kernel finds of a row, where llama.cpp's samplers take it.
 
     Args:
-        finder: the kernel.
-        k: how many it finds, or some more.
+        find: the kernel.
+        sampling: how many it finds, or some more, and how what was written is lowered before.
+        recent: what was written, a ring.
     """
 
-    def __init__(self, finder: Callable[[int, int, int, Any, int], int], k: int) -> None:
-        self._find = finder
-        self._k = k
+    def __init__(self, find: Callable[..., int], sampling: Sampling, recent: Tokens) -> None:
+        self._find = find
+        self._recent = recent.ctypes.data, len(recent)
+        self._how = sampling.repeat_penalty, sampling.presence_penalty, sampling.top_k
         self._data = (llama_cpp.llama_token_data * FOUND_ROOM)()
         self._choice = llama_cpp.llama_token_data_array(self._data, 0, -1, False)
 
-    def draw(self, logits: Logits, sampler: Any) -> int | None:
-        """The token that the sampler chooses; None: more are equally likely than there is room for."""
-        found = self._find(logits.ctypes.data, len(logits), self._k, self._data, FOUND_ROOM)
+    def draw(self, logits: Logits, written: int, sampler: Any) -> int | None:
+        """The token that the sampler chooses; None: more are equally likely than there is room for.
+
+        Args:
+            logits: one row; penalties are written into it.
+            written: how many tokens were written.
+            sampler: llama.cpp's.
+        """
+        recent, size = self._recent
+        row = logits.ctypes.data, len(logits)
+        found = self._find(*row, recent, min(written, size), *self._how, self._data, FOUND_ROOM)
         if found > FOUND_ROOM:
             return None
         choice = self._choice

@@ -1,7 +1,7 @@
 """Weights in the number format that the CPU computes with fastest.
 
-llama.cpp has fast kernels for a batch of tokens in some formats only. Where june's own do not run, a model that
-comes in another one is converted at its first load, and the copy is kept beside the original.
+llama.cpp has fast kernels for a batch of tokens in some formats only. Where june's own do not run, a model
+that comes in another one is converted at its first load, and the copy is kept beside the original.
 """
 
 import ctypes
