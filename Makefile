@@ -49,7 +49,7 @@ june/llm/cpu/cpu.kernel: $(wildcard june/llm/cpu/*.hpp)
 june/tts/vits.kernel: INSTRUCTIONS := -mavx512bf16
 %.kernel: %.cpp
 	@$$(command -v c++ g++ clang++ | head -n 1) -std=c++20 -O3 -march=x86-64-v4 $(INSTRUCTIONS) -I. -shared -fPIC -pthread $< -o $@ \
-		|| echo "june's kernel $(notdir $@) cannot be compiled with this compiler: june will work, but take longer."
+		|| { rm -f $@; echo "june's kernel $(notdir $@) cannot be compiled with this compiler: june will work, but take longer."; }
 
 # Also what llama-cpp-python is compiled with, so that its build is pinned too.
 $(VENV)/.installed-build: requirements/build.txt | $(BIN)/python

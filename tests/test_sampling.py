@@ -7,6 +7,7 @@ import llama_cpp
 import numpy as np
 import pytest
 
+from june.errors import GenerationError
 from june.llm import cpu
 from june.llm.llama_cpp.sampling import Sampler
 from june.messages import ChatRequest, Sampling
@@ -77,6 +78,29 @@ def test_it_draws_what_llama_cpp_draws(
     sampler.free()
     assert drawn == by_llama_cpp(sampling, rows)
     assert len(set(drawn)) > 1
+
+
+@pytest.mark.skipif(cpu.likeliest_finder() is None, reason="this CPU has no AVX512-VNNI")
+def test_junes_kernel_passes_over_logits_that_are_no_numbers() -> None:
+    sampling = Sampling(top_k=5, presence_penalty=0, seed=1)
+    row = np.random.default_rng(2).normal(0, 3, N_TOKENS).astype(np.float32)
+    broken, lowest = row.copy(), row.copy()
+    broken[::7], lowest[::7] = np.nan, -np.inf
+    sampler = Sampler(ChatRequest((), sampling, max_tokens=1, ignore_eos=True), SmallVocabulary())  # type: ignore[arg-type]
+    drawn = [sampler.draw(broken.copy()) for _ in range(20)]
+    sampler.free()
+    assert drawn == by_llama_cpp(sampling, [lowest] * 20)
+
+
+@pytest.mark.parametrize("finder", ["june's kernel", "numpy"])
+def test_an_answer_fails_whose_logits_are_no_numbers(finder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if finder == "numpy":
+        monkeypatch.setattr(cpu, "likeliest_finder", lambda: None)
+    sampling = Sampling(top_k=5, seed=1)
+    sampler = Sampler(ChatRequest((), sampling, max_tokens=1), SmallVocabulary())  # type: ignore[arg-type]
+    with pytest.raises(GenerationError, match="no numbers"):
+        sampler.draw(np.full(N_TOKENS, np.nan, np.float32))
+    sampler.free()
 
 
 def test_it_draws_from_all_that_are_as_likely() -> None:

@@ -106,11 +106,10 @@ class Meter:
 
     def holds(self, running: int, waiting: int, kv_used_tokens: int) -> None:
         """Who runs and waits now, and how full the cache is."""
-        if (running, waiting) != self._held[:2]:
-            llm_running.set(running)
-            llm_waiting.set(waiting)
-        llm_kv_used_tokens.set(kv_used_tokens)
         self._held = running, waiting, kv_used_tokens
+        llm_running.set(running)
+        llm_waiting.set(waiting)
+        llm_kv_used_tokens.set(kv_used_tokens)
 
     def evicted(self) -> None:
         """A conversation has lost its place in the cache to another."""

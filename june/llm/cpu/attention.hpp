@@ -65,6 +65,7 @@ public:
           tokens_(queries_.sizes[1]),
           head_rows_(queries_.sizes[2] / keys_.sizes[2]) {}
 
+    // Without a bias by distance, the mask is 0 or -infinity.
     static bool computes(const Tensor& out) {
         const Tensor &queries = *out.sources[0], &keys = *out.sources[1], &values = *out.sources[2];
         const Tensor *mask = out.sources[3], *sinks = out.sources[4];

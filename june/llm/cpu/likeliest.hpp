@@ -51,7 +51,7 @@ inline int64_t find_likeliest(const float* logits, int64_t count, int k, Candida
     std::fill_n(maxima, MAXIMA, -INFINITY);
     each_vector(logits, count, [&](int64_t first, Vector some) {
         float* most = maxima + first % MAXIMA;
-        store(most, _mm512_max_ps(load(most), some));
+        store(most, _mm512_max_ps(some, load(most)));  // in this order it passes over what is no number
     });
     std::nth_element(maxima, maxima + k - 1, maxima + MAXIMA, std::greater<float>());
     const Vector least = all(maxima[k - 1]);

@@ -76,7 +76,7 @@ class Sampler:
             constrained: whether the grammar holds, if there is one.
 
         Raises:
-            GenerationError: the grammar leaves no token.
+            GenerationError: the grammar leaves no token, or the logits are no numbers.
         """
         for never in self._never:
             logits[never] = -math.inf
@@ -119,6 +119,8 @@ class Sampler:
         # column: for numpy that is six times as fast as a row.
         maxima = logits[: groups * GROUP_TOKENS].reshape(GROUP_TOKENS, groups).max(axis=0)
         tokens = np.flatnonzero(logits >= np.partition(maxima, -top_k)[-top_k])
+        if not tokens.size:  # llama.cpp's samplers would end the process
+            raise GenerationError("llm_failed", "The model's logits are no numbers.")
         return _draw(tokens, logits[tokens], self._chain)
 
     def _allows(self, token: int) -> bool:
@@ -150,7 +152,7 @@ class _Likeliest:
         self._choice = llama_cpp.llama_token_data_array(self._data, 0, -1, False)
 
     def draw(self, logits: Logits, written: int, sampler: Any) -> int | None:
-        """The token that the sampler chooses; None: more are equally likely than there is room for.
+        """The token that the sampler chooses; None: none is a number, or more are as likely than have room.
 
         Args:
             logits: one row; penalties are written into it.
@@ -160,7 +162,7 @@ class _Likeliest:
         recent, size = self._recent
         row = logits.ctypes.data, len(logits)
         found = self._find(*row, recent, min(written, size), *self._how, self._data, FOUND_ROOM)
-        if found > FOUND_ROOM:
+        if not 0 < found <= FOUND_ROOM:
             return None
         choice = self._choice
         choice.data, choice.size, choice.selected, choice.sorted = self._data, found, -1, False
