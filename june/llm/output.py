@@ -44,7 +44,9 @@ class Output:
     def feed(self, piece: bytes) -> Delta:
         """What is certain once the next token is known, which may end within a character."""
         text, reasoning = self._splitter.feed(self._decoder.decode(piece))
-        return self._delta(self._calls.feed(text) if self._calls else [text], reasoning)
+        if self._calls is None:
+            return Delta(self._stop.feed(text), reasoning)
+        return self._delta(self._calls.feed(text), reasoning)
 
     def finish(self) -> Delta:
         """What was held back."""

@@ -125,7 +125,7 @@ class Context:
         """
         parts = self._decoding
         unread = sum(len(part.tokens) for part in parts if part.generation.reader.stop.is_set())
-        if unread * 2 > sum(len(part.tokens) for part in parts):
+        if unread and unread * 2 > sum(len(part.tokens) for part in parts):
             ctypes.memset(self._abort, 1, 1)
 
     def _fill(self, parts: Sequence[Part[Answer]]) -> None:
