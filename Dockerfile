@@ -38,7 +38,7 @@ RUN CMAKE_ARGS="-DLLAVA_BUILD=OFF ${CMAKE_ARGS}" \
 
 # For x86-64; on another machine the folders hold their sources alone.
 COPY Makefile ./
-COPY june/avx512.hpp june/
+COPY june/*.hpp june/
 COPY june/llm/cpu/ june/llm/cpu/
 COPY june/tts/vits.cpp june/tts/
 RUN make kernels

@@ -12,8 +12,9 @@ ifneq ($(origin CMAKE_ARGS),file)
 PIP += --no-cache-dir
 endif
 
-# june's own kernels are for x86-64, and need CPUs with AVX-512; without them llama.cpp and ONNX Runtime compute alone.
-KERNELS := $(if $(filter x86_64,$(shell uname -m)),june/llm/cpu/cpu.kernel june/tts/vits.kernel)
+# june's own kernels are for x86-64; on CPUs that run none of them llama.cpp and ONNX Runtime compute alone.
+LLM_KERNELS := june/llm/cpu/cpu.avx512.kernel june/llm/cpu/cpu.avx2.kernel
+KERNELS := $(if $(filter x86_64,$(shell uname -m)),$(LLM_KERNELS) june/tts/vits.kernel)
 
 .PHONY: demo test lint install install-dev models kernels lock clean
 
@@ -43,12 +44,13 @@ $(BIN)/python:
 
 kernels: $(KERNELS)
 
-$(KERNELS): june/avx512.hpp
-june/llm/cpu/cpu.kernel: INSTRUCTIONS := -mavx512vnni
-june/llm/cpu/cpu.kernel: $(wildcard june/llm/cpu/*.hpp)
-june/tts/vits.kernel: INSTRUCTIONS := -mavx512bf16
-%.kernel: %.cpp
-	@$$(command -v c++ g++ clang++ | head -n 1) -std=c++20 -O3 -march=x86-64-v4 $(INSTRUCTIONS) -I. -shared -fPIC -pthread $< -o $@ \
+june/llm/cpu/cpu.avx512.kernel: INSTRUCTIONS := -march=x86-64-v4 -mavx512vnni
+june/llm/cpu/cpu.avx2.kernel: INSTRUCTIONS := -march=x86-64-v3
+june/tts/vits.kernel: INSTRUCTIONS := -march=x86-64-v4 -mavx512bf16
+$(LLM_KERNELS): june/llm/cpu/cpu.cpp $(wildcard june/llm/cpu/*.hpp)
+june/tts/vits.kernel: june/tts/vits.cpp
+$(KERNELS): $(wildcard june/*.hpp)
+	@$$(command -v c++ g++ clang++ | head -n 1) -std=c++20 -O3 $(INSTRUCTIONS) -I. -shared -fPIC -pthread $(filter %.cpp,$^) -o $@ \
 		|| { rm -f $@; echo "june's kernel $(notdir $@) cannot be compiled with this compiler: june will work, but take longer."; }
 
 # Also what llama-cpp-python is compiled with, so that its build is pinned too.

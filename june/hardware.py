@@ -32,8 +32,11 @@ CUDA_LIBRARIES = ("libcuda.so.1", "libcublas.so.12")
 """What the x86_64 wheel of ctranslate2 4.8 opens at run time; it has no other CUDA library's name in it."""
 
 
-AVX512 = frozenset({"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"})
-"""What x86-64-v4 has beyond AVX2, as `cpu_flags` names it."""
+AVX2 = frozenset({"avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe"})
+"""What x86-64-v3 has beyond x86-64-v2, as `cpu_flags` names it."""
+
+AVX512 = AVX2 | frozenset({"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"})
+"""The same of x86-64-v4."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from june.llm import cpu, cpu_format
 from june.llm.llama_cpp import LlamaCpp
 from june.settings import LlmSettings, Settings
 from tests.conftest import CATALOGUE, LLM
-from tests.test_isolation import Forced, Logits, asks, logits_of, needs_vnni
+from tests.test_isolation import Forced, Logits, asks, logits_of, needs_kernel
 from tests.test_llm import with_engine
 
 BLOCK = 32
@@ -86,11 +86,13 @@ def used_again() -> Iterator[None]:
     cpu.use(wanted=True)
 
 
-@pytest.fixture
-def kernel() -> Any:
-    """The function that llama.cpp calls."""
-    assert cpu.use(wanted=True)
-    library = ctypes.CDLL(str(cpu.LIBRARY))
+@pytest.fixture(params=cpu.LIBRARIES, ids=lambda library: library.name)
+def kernel(request: pytest.FixtureRequest) -> Any:
+    """The functions that llama.cpp calls, of each library that this CPU runs."""
+    if not hardware.cpu_flags() >= cpu.LIBRARIES[request.param]:
+        pytest.skip("this CPU has not the instructions")
+    library = ctypes.CDLL(str(request.param))
+    library.cpu_use(ctypes.c_bool(True))  # noqa: FBT003 - ctypes has no names
     number, pointer = ctypes.c_int64, ctypes.c_void_p
     library.llamafile_sgemm.restype = ctypes.c_bool
     library.llamafile_sgemm.argtypes = [
@@ -98,7 +100,7 @@ def kernel() -> Any:
         *(pointer, number, pointer, number, pointer, number),
         *(ctypes.c_int, ctypes.c_int, ctypes.c_int),
     ]
-    return library.llamafile_sgemm
+    return library
 
 
 def multiply(kernel: Any, form: Format, weights: Blocks, activations: Blocks, threads: int = 1) -> Floats:
@@ -106,7 +108,7 @@ def multiply(kernel: Any, form: Format, weights: Blocks, activations: Blocks, th
     rows, tokens = len(weights), len(activations)
     out = np.full((tokens, rows), np.nan, np.float32)
     for thread in range(threads):
-        assert kernel(
+        assert kernel.llamafile_sgemm(
             Thread(thread, threads),
             *(rows, tokens, weights.shape[1]),
             *(weights.ctypes.data, weights.strides[0] // weights.itemsize),
@@ -125,7 +127,6 @@ def expected(form: Format, weights: Blocks, activations: Blocks) -> Floats:
     return product
 
 
-@needs_vnni
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize(("rows", "blocks"), [(16, 1), (192, 18), (576, 48)])
 @pytest.mark.parametrize("tokens", [1, 2, 8, 12, 13, 40])
@@ -141,7 +142,6 @@ def test_products_are_those_of_the_numbers(
     assert (abs(product - expected(form, weights, activations)) / sizes).max() < 1e-6
 
 
-@needs_vnni
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_token_gets_the_same_to_the_last_bit_whoever_is_in_its_batch(kernel: Any, name: str) -> None:
     random = np.random.default_rng(7)
@@ -155,7 +155,6 @@ def test_a_token_gets_the_same_to_the_last_bit_whoever_is_in_its_batch(kernel: A
         )
 
 
-@needs_vnni
 @pytest.mark.parametrize("threads", [2, 3, 8])
 def test_threads_share_the_rows_and_leave_none_out(kernel: Any, threads: int) -> None:
     random = np.random.default_rng(threads)
@@ -165,7 +164,6 @@ def test_threads_share_the_rows_and_leave_none_out(kernel: Any, threads: int) ->
     np.testing.assert_array_equal(shared, multiply(kernel, form, weights, activations))
 
 
-@needs_vnni
 @pytest.mark.usefixtures("llm")  # llama.cpp makes its tables when a model is loaded
 def test_llama_cpp_computes_what_the_kernel_does_not(kernel: Any) -> None:
     random = np.random.default_rng(1)
@@ -222,7 +220,7 @@ class Cache:
         mean: Floats = np.einsum("htc,chw->thw", weights / weights.sum(-1, keepdims=True), values)
         return mean
 
-    def attended(self, threads: int = 1) -> Floats:
+    def attended(self, kernel: Any, threads: int = 1) -> Floats:
         """What the kernel makes of it."""
         out = np.full(self.queries.shape, np.nan, np.float32)
         asked = tensor(out, F32)
@@ -235,9 +233,8 @@ class Cache:
         ]
         for index, source in enumerate(sources):
             asked.sources[index] = ctypes.pointer(source)
-        library = ctypes.CDLL(str(cpu.LIBRARY))
         for thread in range(threads):
-            library.ggml_compute_forward_flash_attn_ext(
+            kernel.ggml_compute_forward_flash_attn_ext(
                 ctypes.byref(Thread(thread, threads)), ctypes.byref(asked)
             )
         return out.astype(float)
@@ -256,30 +253,26 @@ def cache(tokens: int, cells: int, *, width: int = 64, heads: int = 3, share: in
     )
 
 
-@needs_vnni
-@pytest.mark.usefixtures("kernel")
 @pytest.mark.parametrize("shape", [{}, {"width": 128, "heads": 2}, {"heads": 1, "share": 7}, {"share": 1}])
 @pytest.mark.parametrize(("tokens", "cells"), [(1, 64), (1, 512), (8, 320), (50, 256)])
-def test_attention_is_that_of_the_numbers(shape: dict[str, int], tokens: int, cells: int) -> None:
+def test_attention_is_that_of_the_numbers(
+    kernel: Any, shape: dict[str, int], tokens: int, cells: int
+) -> None:
     made = cache(tokens, cells, **shape)
-    alone = made.attended()
+    alone = made.attended(kernel)
     np.testing.assert_allclose(alone, made.expected(), rtol=0, atol=2e-5)
     for threads in (2, 5):
-        np.testing.assert_array_equal(made.attended(threads), alone)
+        np.testing.assert_array_equal(made.attended(kernel, threads), alone)
 
 
-@needs_vnni
-@pytest.mark.usefixtures("kernel")
-def test_attention_needs_no_mask_and_gives_nothing_to_who_sees_nothing() -> None:
+def test_attention_needs_no_mask_and_gives_nothing_to_who_sees_nothing(kernel: Any) -> None:
     made = replace(cache(4, 128), mask=None)
-    np.testing.assert_allclose(made.attended(), made.expected(), rtol=0, atol=2e-5)
+    np.testing.assert_allclose(made.attended(kernel), made.expected(), rtol=0, atol=2e-5)
     blind = replace(made, mask=np.full((4, 128), -np.inf, np.float16))
-    np.testing.assert_array_equal(blind.attended(), 0)
+    np.testing.assert_array_equal(blind.attended(kernel), 0)
 
 
-@needs_vnni
-@pytest.mark.usefixtures("kernel")
-def test_what_a_token_does_not_see_does_not_matter_to_the_last_bit() -> None:
+def test_what_a_token_does_not_see_does_not_matter_to_the_last_bit(kernel: Any) -> None:
     made = cache(3, 256)
     assert made.mask is not None
     unseen = np.all(made.mask == -np.inf, axis=0)
@@ -287,10 +280,10 @@ def test_what_a_token_does_not_see_does_not_matter_to_the_last_bit() -> None:
     others = replace(made, keys=made.keys.copy(), values=made.values.copy())
     others.keys[unseen] = 100
     others.values[unseen] = -60_000
-    np.testing.assert_array_equal(others.attended(), made.attended())
+    np.testing.assert_array_equal(others.attended(kernel), made.attended(kernel))
 
 
-@needs_vnni
+@needs_kernel
 @pytest.mark.parametrize("kv_type", ["f16", "q8_0"])  # the latter's attention is llama.cpp's own
 async def test_the_logits_are_llama_cpps_but_for_rounding(
     kv_type: str, settings: Settings, model_paths: dict[str, Path], monkeypatch: pytest.MonkeyPatch
@@ -321,19 +314,20 @@ async def test_a_model_is_converted_for_llama_cpp_where_the_kernel_cannot_comput
     if why == "setting":
         llm = llm.model_copy(update={"kernel": "llama.cpp"})
     elif why == "cpu":
-        monkeypatch.setattr(hardware, "cpu_flags", lambda: hardware.AVX512)
+        monkeypatch.setattr(hardware, "cpu_flags", lambda: frozenset({"avx2"}))
     elif why == "another llama.cpp":
         monkeypatch.setattr(cpu, "LLAMA_CPP_PYTHON", "0.0.1")
     else:
-        monkeypatch.setattr(cpu, "LIBRARY", tmp_path / "cpu.kernel")
-    if why == "another machine":
-        cpu.LIBRARY.write_bytes(b"\x7fELF of another kind")
+        library = tmp_path / "cpu.kernel"
+        monkeypatch.setattr(cpu, "LIBRARIES", {library: frozenset()})
+        if why == "another machine":
+            library.write_bytes(b"\x7fELF of another kind")
     assert cpu_format(CATALOGUE[LLM], llm, offloaded=False) == "Q8_0"
     assert cpu_format(CATALOGUE[LLM], llm, offloaded=True) is None
     assert await whose_kernel(llm, model_paths[LLM]) == "llama.cpp"
 
 
-@needs_vnni
+@needs_kernel
 async def test_the_kernel_computes_with_the_weights_as_they_come(
     settings: Settings, model_paths: dict[str, Path]
 ) -> None:

@@ -63,7 +63,7 @@ def cpu_format(model: Model, settings: LlmSettings, *, offloaded: bool) -> str |
 
     A GPU and june's own kernel compute with what comes; the copy is for llama.cpp's code for CPUs.
     """
-    has_own_kernel = settings.kernel == "auto" and cpu.is_usable()
+    has_own_kernel = settings.kernel == "auto" and cpu.usable_library() is not None
     return None if offloaded or has_own_kernel else model.cpu_format
 
 

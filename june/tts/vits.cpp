@@ -17,7 +17,7 @@
 #include <utility>
 #include <vector>
 
-#include "june/avx512.hpp"
+#include "june/vectors.hpp"
 
 namespace {
 

@@ -13,24 +13,29 @@ from pathlib import Path
 
 from june import hardware, kernels
 
-LIBRARY = Path(__file__).with_name("cpu.kernel")
-CPU_FLAGS = hardware.AVX512 | {"avx512_vnni"}
-"""What the Makefile lets the compiler use beyond AVX2."""
+LIBRARIES = {
+    Path(__file__).with_name("cpu.avx512.kernel"): hardware.AVX512 | {"avx512_vnni"},
+    Path(__file__).with_name("cpu.avx2.kernel"): hardware.AVX2,
+}
+"""The faster first, and what the Makefile lets the compiler use in each."""
 LLAMA_CPP_PYTHON = "0.3.36"
 """The only version whose functions are replaced: what they are called with is no public interface."""
 
 
-def is_usable() -> bool:
-    """Whether the library was compiled, and this machine and llama.cpp go with it."""
-    return version("llama-cpp-python") == LLAMA_CPP_PYTHON and kernels.is_usable(LIBRARY, CPU_FLAGS)
+def usable_library() -> Path | None:
+    """The first that was compiled, and that this machine and llama.cpp go with."""
+    if version("llama-cpp-python") != LLAMA_CPP_PYTHON:
+        return None
+    return next((library for library, flags in LIBRARIES.items() if kernels.is_usable(library, flags)), None)
 
 
 def load() -> None:
     """Be found by llama.cpp, which must not be loaded yet; until `use`, it computes everything itself."""
     global _library  # noqa: PLW0603 - what is loaded stays
     assert "llama_cpp" not in sys.modules  # noqa: S101 - it would have found its own functions
-    if is_usable():
-        _library = ctypes.CDLL(str(LIBRARY), mode=ctypes.RTLD_GLOBAL)
+    library = usable_library()
+    if library is not None:
+        _library = ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
         pointer, number, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
         _library.cpu_find_likeliest.argtypes = [
             *(pointer, number, pointer, number, real, real),
@@ -41,7 +46,7 @@ def load() -> None:
 
 def use(*, wanted: bool) -> bool:
     """From now on let the kernels compute, if they can, or llama.cpp itself; whether the kernels do."""
-    if _library is None or not is_usable():
+    if _library is None or usable_library() is None:
         return False
     _library.cpu_use(ctypes.c_bool(wanted))
     return wanted

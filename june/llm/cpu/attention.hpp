@@ -12,44 +12,18 @@
 #include <cstring>
 
 #include "ggml.hpp"
-#include "june/avx512.hpp"
+#include "june/vectors.hpp"
 
 namespace {
 
-constexpr int BLOCK_CELLS = 64;  // are looked at together
-constexpr int BLOCK_VECTORS = BLOCK_CELLS / LANES;
+constexpr int BLOCK_VECTORS = 4;
+constexpr int BLOCK_CELLS = BLOCK_VECTORS * LANES;  // are looked at together
+constexpr int DIMENSION_VECTORS = 4;  // are summed up together
 constexpr int TILE_ROWS = 16;   // for which a block's keys are turned once
-constexpr int GROUP_ROWS = 4;   // whose sums of 64 floats fill half of the registers
+constexpr int GROUP_ROWS = LANES == 16 ? 4 : 3;  // whose sums of four vectors fill half of the registers, or three quarters
 constexpr int FEW_TOKENS = 16;  // up to here most belong to answers, and every row takes as long
 constexpr int PIECES = 8;       // a thread's share of a prompt, whose later rows take longer
 constexpr float NEVER = -1000;  // e to its power is 0
-
-// 16 x 16 floats.
-[[gnu::always_inline]] inline void transpose(Vector* rows) {
-    Vector pairs[LANES];
-    for (int i = 0; i < LANES; i += 2) {
-        pairs[i] = _mm512_unpacklo_ps(rows[i], rows[i + 1]);
-        pairs[i + 1] = _mm512_unpackhi_ps(rows[i], rows[i + 1]);
-    }
-    Vector fours[LANES];  // fours[i + c]: of rows i to i + 3 the columns c, c + 4, c + 8 and c + 12
-    for (int i = 0; i < LANES; i += 4)
-        for (int half = 0; half < 2; half++) {
-            __m512d first = _mm512_castps_pd(pairs[i + half]), second = _mm512_castps_pd(pairs[i + 2 + half]);
-            fours[i + 2 * half] = _mm512_castpd_ps(_mm512_unpacklo_pd(first, second));
-            fours[i + 2 * half + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(first, second));
-        }
-    constexpr int EVEN = 0x88, ODD = 0xdd;  // quarters of the first vector, then of the second
-    for (int c = 0; c < 4; c++) {
-        Vector upper = _mm512_shuffle_f32x4(fours[c], fours[c + 4], EVEN);
-        Vector lower = _mm512_shuffle_f32x4(fours[c + 8], fours[c + 12], EVEN);
-        rows[c] = _mm512_shuffle_f32x4(upper, lower, EVEN);
-        rows[c + 8] = _mm512_shuffle_f32x4(upper, lower, ODD);
-        upper = _mm512_shuffle_f32x4(fours[c], fours[c + 4], ODD);
-        lower = _mm512_shuffle_f32x4(fours[c + 8], fours[c + 12], ODD);
-        rows[c + 4] = _mm512_shuffle_f32x4(upper, lower, EVEN);
-        rows[c + 12] = _mm512_shuffle_f32x4(upper, lower, ODD);
-    }
-}
 
 // A row is what one head of one token looks for. Rows lie one behind the other by the head of the cache that
 // they look at, then by token.
@@ -117,7 +91,7 @@ private:
     }
 
     void end(const Row& row) const {
-        const float weights = _mm512_reduce_add_ps(load(row.weights));
+        const float weights = sum(load(row.weights));
         const int64_t place = row.token * out_.sizes[1] + row.head;
         auto* out = (float*)(out_.data + place * out_.strides_bytes[1]);
         for (int i = 0; i < WIDTH; i += LANES)
@@ -143,18 +117,13 @@ private:
     // The cells that a token sees, and after them one of these for two blocks: for the rest of the last, and
     // to be fetched.
     int64_t list_cells(int64_t token, int32_t* list) const {
-        const __m512i unseen = _mm512_set1_epi16(0xfc00);  // -infinity
-        const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+        constexpr uint16_t UNSEEN = 0xfc00;  // -infinity
         const auto* mask = mask_ ? (const uint16_t*)(mask_->data + token * mask_->strides_bytes[1]) : nullptr;
         int64_t count = 0;
-        for (int64_t cell = 0; cell < keys_.sizes[1]; cell += 2 * LANES) {
-            uint32_t seen =
-                mask ? _mm512_cmpneq_epi16_mask(_mm512_loadu_si512(mask + cell), unseen) : uint32_t(-1);
-            for (int half = 0; seen; half++, seen >>= LANES) {
-                const __m512i cells = _mm512_add_epi32(lanes, _mm512_set1_epi32(cell + half * LANES));
-                _mm512_storeu_si512(list + count, _mm512_maskz_compress_epi32(seen, cells));
-                count += __builtin_popcount(seen & 0xffff);
-            }
+        for (int64_t cell = 0; cell < keys_.sizes[1]; cell += LANES) {
+            const uint32_t seen = mask ? unequal(mask + cell, UNSEEN) : lanes_before(LANES);
+            store_numbers(seen, cell, list + count);
+            count += __builtin_popcount(seen);
         }
         std::fill_n(list + count, 2 * BLOCK_CELLS, count ? list[count - 1] : 0);
         return count;
@@ -216,55 +185,51 @@ private:
             for (int part = 0; part < BLOCK_VECTORS; part++) {
                 const Vector key = load(turned_ + i * BLOCK_CELLS + part * LANES);
                 for (int r = 0; r < ROWS; r++)
-                    scores[r][part] = _mm512_fmadd_ps(all(group[r].query[i]), key, scores[r][part]);
+                    scores[r][part] = multiply_add(all(group[r].query[i]), key, scores[r][part]);
             }
         }
         alignas(64) float weights[ROWS][BLOCK_CELLS];
         float corrections[ROWS];
         for (int r = 0; r < ROWS; r++) corrections[r] = weigh(group[r], first, scores[r], weights[r]);
-        for (int i = 0; i < WIDTH; i += BLOCK_CELLS) add<ROWS>(group, i, weights, corrections);
+        for (int i = 0; i < WIDTH; i += DIMENSION_VECTORS * LANES) add<ROWS>(group, i, weights, corrections);
     }
 
     // What weights the scores of a block are, and by what the earlier ones shrink.
     static float weigh(Row& row, int64_t first, Vector* scores, float* weights) {
-        const int64_t seen = std::min<int64_t>(row.cells - first, BLOCK_CELLS);
-        for (int part = 0; part < BLOCK_VECTORS; part++) {
-            const uint64_t lanes = ~uint64_t(0) >> (BLOCK_CELLS - seen) >> (part * LANES);
-            scores[part] = _mm512_mask_mov_ps(all(-INFINITY), lanes, scores[part]);
-        }
+        for (int part = 0; part < BLOCK_VECTORS; part++)
+            scores[part] = only(lanes_before(row.cells - first - part * LANES), scores[part]);
         Vector most = scores[0];
-        for (int part = 1; part < BLOCK_VECTORS; part++) most = _mm512_max_ps(most, scores[part]);
-        const float maximum = std::max(row.maximum, _mm512_reduce_max_ps(most));
-        const Vector correction = exponential(_mm512_max_ps(all(row.maximum - maximum), all(NEVER)));
+        for (int part = 1; part < BLOCK_VECTORS; part++) most = larger(most, scores[part]);
+        const float maximum = std::max(row.maximum, largest(most));
+        const Vector correction = exponential(larger(all(row.maximum - maximum), all(NEVER)));
         row.maximum = maximum;
         Vector sums = load(row.weights) * correction;
         for (int part = 0; part < BLOCK_VECTORS; part++) {
-            const Vector weight = exponential(_mm512_max_ps(scores[part] - all(maximum), all(NEVER)));
+            const Vector weight = exponential(larger(scores[part] - all(maximum), all(NEVER)));
             store(weights + part * LANES, weight);
             sums += weight;
         }
         store(row.weights, sums);
-        return _mm512_cvtss_f32(correction);
+        return first_lane(correction);
     }
 
-    // 64 dimensions of a block's values, each with its weight.
+    // Some dimensions of a block's values, each with its weight.
     template <int ROWS>
     void add(Row* group, int dimension, const float (*weights)[BLOCK_CELLS], const float* corrections) const {
-        constexpr int PARTS = 64 / LANES;
-        Vector sums[ROWS][PARTS];
+        Vector sums[ROWS][DIMENSION_VECTORS];
         for (int r = 0; r < ROWS; r++)
-            for (int part = 0; part < PARTS; part++)
+            for (int part = 0; part < DIMENSION_VECTORS; part++)
                 sums[r][part] = load(group[r].sums + dimension + part * LANES) * all(corrections[r]);
         for (int cell = 0; cell < BLOCK_CELLS; cell++) {
             if (dimension == 0) fetch(value(BLOCK_CELLS + cell));
-            for (int part = 0; part < PARTS; part++) {
+            for (int part = 0; part < DIMENSION_VECTORS; part++) {
                 const Vector values = load_halves(value(cell) + dimension + part * LANES);
                 for (int r = 0; r < ROWS; r++)
-                    sums[r][part] = _mm512_fmadd_ps(all(weights[r][cell]), values, sums[r][part]);
+                    sums[r][part] = multiply_add(all(weights[r][cell]), values, sums[r][part]);
             }
         }
         for (int r = 0; r < ROWS; r++)
-            for (int part = 0; part < PARTS; part++)
+            for (int part = 0; part < DIMENSION_VECTORS; part++)
                 store(group[r].sums + dimension + part * LANES, sums[r][part]);
     }
 

@@ -5,7 +5,7 @@
 #include <cmath>
 #include <functional>
 
-#include "june/avx512.hpp"
+#include "june/vectors.hpp"
 
 namespace {
 
@@ -35,12 +35,12 @@ inline void penalize(float* logits, const Penalties& penalties) {
     for (int64_t i = 0; i < penalties.count; i++) logits[penalties.written[i]] = logit[i];
 }
 
-// Calls take(number, vector) with all logits, sixteen at a time; after the last comes -infinity.
+// Calls take(number, vector) with all logits, a vector of them at a time; after the last comes -infinity.
 template <class Take>
 inline void each_vector(const float* logits, int64_t count, Take take) {
     int64_t i = 0;
     for (; i + LANES <= count; i += LANES) take(i, load(logits + i));
-    if (i < count) take(i, _mm512_mask_loadu_ps(all(-INFINITY), (1 << (count - i)) - 1, logits + i));
+    if (i < count) take(i, load_only(lanes_before(count - i), logits + i));
 }
 
 // At least the tokens with the `k` largest logits, k <= MAXIMA: how many there are. No more than `room` are
@@ -51,13 +51,13 @@ inline int64_t find_likeliest(const float* logits, int64_t count, int k, Candida
     std::fill_n(maxima, MAXIMA, -INFINITY);
     each_vector(logits, count, [&](int64_t first, Vector some) {
         float* most = maxima + first % MAXIMA;
-        store(most, _mm512_max_ps(some, load(most)));  // in this order it passes over what is no number
+        store(most, larger(some, load(most)));  // in this order it passes over what is no number
     });
     std::nth_element(maxima, maxima + k - 1, maxima + MAXIMA, std::greater<float>());
     const Vector least = all(maxima[k - 1]);
     int64_t found = 0;
     each_vector(logits, count, [&](int64_t first, Vector some) {
-        for (uint32_t lanes = _mm512_cmp_ps_mask(some, least, _CMP_GE_OQ); lanes; lanes &= lanes - 1) {
+        for (uint32_t lanes = at_least(some, least); lanes; lanes &= lanes - 1) {
             const int64_t token = first + __builtin_ctz(lanes);
             if (token < count && found++ < room) out[found - 1] = {int32_t(token), logits[token], 0};
         }

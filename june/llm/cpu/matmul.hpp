@@ -1,81 +1,119 @@
 // Products of quantised weights and the activations of some tokens, in the place of llama.cpp's function for
-// them. That one reads the scales of each block anew for each row and token; here, sixteen rows of weights
-// are turned so that a register holds four neighbours of each row, and one instruction multiplies these with
-// the four activations that they meet, and adds up (AVX512-VNNI). A token's sums are made in the same order
-// whoever else is in its batch.
+// them. That one reads the scales of each block anew for each row and token; here, as many rows of weights as
+// a vector has lanes are turned so that a register holds four neighbours of each row, which are multiplied
+// with the four activations that they meet. A token's sums are made in the same order whoever else is in its
+// batch.
 #pragma once
 
 #include <cstring>
 
 #include "ggml.hpp"
-#include "june/avx512.hpp"
+#include "june/vectors.hpp"
 
 namespace {
 
-constexpr int WEIGHT_ROWS = 16;
-constexpr int TILE_TOKENS = 12;  // their sums, 8 registers of weights and what a step needs fill all 32
+constexpr int WEIGHT_ROWS = LANES;
+constexpr int TILE_TOKENS = 12;  // with AVX-512 sums, 8 registers of weights and what a step needs fill all 32
 constexpr int FOURS = BLOCK / 4;
 
-using Integers = __m512i;
-
-inline Vector to_vector(__m256i halves) { return _mm512_cvtph_ps(halves); }
 inline float to_float(uint16_t half) { return _cvtsh_ss(half); }
 
-// In each 128 bits of the four, a 4 x 4 matrix of 32-bit numbers is transposed.
-inline void transpose(Integers* fours) {
-    Integers low01 = _mm512_unpacklo_epi32(fours[0], fours[1]);
-    Integers low23 = _mm512_unpacklo_epi32(fours[2], fours[3]);
-    Integers high01 = _mm512_unpackhi_epi32(fours[0], fours[1]);
-    Integers high23 = _mm512_unpackhi_epi32(fours[2], fours[3]);
-    fours[0] = _mm512_unpacklo_epi64(low01, low23);
-    fours[1] = _mm512_unpackhi_epi64(low01, low23);
-    fours[2] = _mm512_unpacklo_epi64(high01, high23);
-    fours[3] = _mm512_unpackhi_epi64(high01, high23);
+// Four of a token's numbers, to meet those of each row.
+inline Integers load_four(const int8_t* values, int four) {
+    int32_t bytes;
+    std::memcpy(&bytes, values + 4 * four, sizeof bytes);
+    return all_fours(bytes);
 }
 
-// 16 bytes at `bytes` in each of 16 rows, as four registers of four bytes a row.
-inline void load_turned(const void* bytes, int64_t row_bytes, Integers* fours) {
-    for (int i = 0; i < 4; i++) {
-        auto row = [&](int number) {
-            return _mm_loadu_si128((const __m128i*)((const char*)bytes + number * row_bytes));
-        };
-        __m256i low = _mm256_inserti128_si256(_mm256_castsi128_si256(row(i)), row(i + 4), 1);
-        __m256i high = _mm256_inserti128_si256(_mm256_castsi128_si256(row(i + 8)), row(i + 12), 1);
-        fours[i] = _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
+#ifdef __AVX512VNNI__
+inline Integers add_products(Integers sums, const Integers* fours, const int8_t* values) {
+    for (int four = 0; four < FOURS; four++)
+        sums = _mm512_dpbusd_epi32(sums, fours[four], load_four(values, four));
+    return sums;
+}
+
+// Numbers from 0 to 15.
+struct Nibbles {
+    Integers times(const int8_t* values) const { return add_products(all_fours(0), fours, values); }
+
+    Integers fours[FOURS];
+};
+
+// Numbers from -128 to 127. The instruction takes unsigned ones, so 128 is added to them, and 128 times the
+// others taken off the sum: the excess.
+struct Bytes {
+    static int32_t excess(const int8_t* values) {
+        Integers wide = _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i*)values));
+        return _mm512_reduce_add_epi32(_mm512_madd_epi16(wide, _mm512_set1_epi16(128)));
     }
-    transpose(fours);
-}
+    void prepare() {
+        for (Integers& values : fours) values = _mm512_xor_si512(values, _mm512_set1_epi8(-128));
+    }
+    Integers times(const int8_t* values, int32_t excess) const {
+        return add_products(all_fours(-excess), fours, values);
+    }
 
-// A block of sixteen rows. The instruction multiplies unsigned weights with signed activations, so 128 is
-// added to the weights, and 128 times the activations taken off the sum.
+    Integers fours[FOURS];
+};
+#else
+// Numbers from 0 to 15: two products of such and a byte, and the sums of eight pairs of them, are 16 bits.
+struct Nibbles {
+    Integers times(const int8_t* values) const {
+        Integers pairs = all_fours(0);
+        for (int four = 0; four < FOURS; four++)
+            pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(fours[four], load_four(values, four)));
+        return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+    }
+
+    Integers fours[FOURS];
+};
+
+// Numbers from -128 to 127. The instruction takes unsigned ones, so the others take over their signs.
+struct Bytes {
+    static int32_t excess(const int8_t*) { return 0; }
+    void prepare() {
+        for (int four = 0; four < FOURS; four++) sizes[four] = _mm256_abs_epi8(fours[four]);
+    }
+    Integers times(const int8_t* values, int32_t) const {
+        Integers sums = all_fours(0);
+        for (int four = 0; four < FOURS; four++) {
+            Integers met = _mm256_sign_epi8(load_four(values, four), fours[four]);
+            Integers pairs = _mm256_maddubs_epi16(sizes[four], met);
+            sums = _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+        }
+        return sums;
+    }
+
+    Integers fours[FOURS], sizes[FOURS];
+};
+#endif
+
+// A block of as many rows as there are lanes.
 struct Q8_0Weights {
     using Block = Q8_0Block;
     using Token = Q8_0Block;
     using Scale = uint16_t;
     struct Constants {
         float scale;
-        int32_t start;
+        int32_t excess;
     };
 
     static Scale scale(const Block& block) { return block.scale; }
     static Constants constants(const Token& token) {
-        Integers values = _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i*)token.values));
-        Integers products = _mm512_madd_epi16(values, _mm512_set1_epi16(-128));
-        return {to_float(token.scale), _mm512_reduce_add_epi32(products)};
+        return {to_float(token.scale), Bytes::excess(token.values)};
     }
 
-    Q8_0Weights(const Block* block, int64_t stride, const Scale* sixteen) {
-        load_turned(block->values, stride * sizeof *block, fours);
-        load_turned(block->values + BLOCK / 2, stride * sizeof *block, fours + FOURS / 2);
-        for (Integers& values : fours) values = _mm512_xor_si512(values, _mm512_set1_epi8(-128));
-        scales = load_halves(sixteen);
+    Q8_0Weights(const Block* block, int64_t stride, const Scale* of_rows) : scales(load_halves(of_rows)) {
+        load_turned(block->values, stride * sizeof *block, bytes.fours);
+        load_turned(block->values + BLOCK / 2, stride * sizeof *block, bytes.fours + FOURS / 2);
+        bytes.prepare();
     }
-    Integers start(const Constants& token) const { return _mm512_set1_epi32(token.start); }
-    Vector add(Vector sums, Integers products, const Constants& token) const {
-        return _mm512_fmadd_ps(_mm512_cvtepi32_ps(products), scales * all(token.scale), sums);
+    Vector add(Vector sums, const int8_t* values, const Constants& token) const {
+        const Integers products = bytes.times(values, token.excess);
+        return multiply_add(to_floats(products), scales * all(token.scale), sums);
     }
 
-    Integers fours[FOURS];
+    Bytes bytes;
     Vector scales;
 };
 
@@ -91,24 +129,23 @@ struct Q4_1Weights {
     static Scale scale(const Block& block) { return block.scales; }
     static Constants constants(const Token& token) { return {to_float(token.scale), to_float(token.sum)}; }
 
-    Q4_1Weights(const Block* block, int64_t stride, const Scale* sixteen) {
-        const Integers mask = _mm512_set1_epi8(15);
-        load_turned(block->values, stride * sizeof *block, fours);
+    Q4_1Weights(const Block* block, int64_t stride, const Scale* of_rows) {
+        load_turned(block->values, stride * sizeof *block, nibbles.fours);
+        const Integers mask = all_fours(0x0f0f0f0f);
         for (int i = 0; i < FOURS / 2; i++) {
-            fours[i + FOURS / 2] = _mm512_and_si512(_mm512_srli_epi16(fours[i], 4), mask);
-            fours[i] = _mm512_and_si512(fours[i], mask);
+            nibbles.fours[i + FOURS / 2] = (nibbles.fours[i] >> 4) & mask;
+            nibbles.fours[i] &= mask;
         }
-        Integers both = _mm512_loadu_si512(sixteen);
-        scales = to_vector(_mm512_cvtepi32_epi16(both));
-        minima = to_vector(_mm512_cvtepi32_epi16(_mm512_srli_epi32(both, 16)));
+        const auto both = load_integers(of_rows);
+        scales = lower_halves(both);
+        minima = upper_halves(both);
     }
-    Integers start(const Constants&) const { return _mm512_setzero_si512(); }
-    Vector add(Vector sums, Integers products, const Constants& token) const {
-        sums = _mm512_fmadd_ps(minima, all(token.sum), sums);
-        return _mm512_fmadd_ps(_mm512_cvtepi32_ps(products), scales * all(token.scale), sums);
+    Vector add(Vector sums, const int8_t* values, const Constants& token) const {
+        sums = multiply_add(minima, all(token.sum), sums);
+        return multiply_add(to_floats(nibbles.times(values)), scales * all(token.scale), sums);
     }
 
-    Integers fours[FOURS];
+    Nibbles nibbles;
     Vector scales, minima;
 };
 
@@ -138,8 +175,8 @@ public:
         for (int64_t token = 0; token < a_.tokens; token++)
             for (int64_t i = 0; i < a_.blocks; i++)
                 constants_[token * a_.blocks + i] = Weights::constants(activations(token)[i]);
-        const int64_t sixteens = a_.rows / WEIGHT_ROWS, end = sixteens * (thread + 1) / threads;
-        for (int64_t i = sixteens * thread / threads; i < end; i++) multiply(i * WEIGHT_ROWS);
+        const int64_t groups = a_.rows / WEIGHT_ROWS, end = groups * (thread + 1) / threads;
+        for (int64_t i = groups * thread / threads; i < end; i++) multiply(i * WEIGHT_ROWS);
     }
 
 private:
@@ -150,7 +187,7 @@ private:
         return (const typename Weights::Token*)a_.activations + token * a_.activations_stride;
     }
 
-    // Sixteen rows with all tokens, in tiles of nearly the same size.
+    // A group of rows with all tokens, in tiles of nearly the same size.
     void multiply(int64_t row) {
         for (int64_t i = 0; i < a_.blocks; i++)
             for (int r = 0; r < WEIGHT_ROWS; r++)
@@ -186,24 +223,16 @@ private:
             for (int byte = 0; byte < STEP_BYTES; byte += CACHE_LINE_BYTES)
                 _mm_prefetch(next + byte, _MM_HINT_T1);
             const Weights block(rows + i, weights_stride, scales_ + i * WEIGHT_ROWS);
-            for (int t = 0; t < TOKENS; t++) {
-                const int8_t* values = tile[t * stride + i].values;
-                Integers products = block.start(constants[t * blocks + i]);
-                for (int four = 0; four < FOURS; four++) {
-                    int32_t met;
-                    std::memcpy(&met, values + 4 * four, sizeof met);
-                    products = _mm512_dpbusd_epi32(products, block.fours[four], _mm512_set1_epi32(met));
-                }
-                sums[t] = block.add(sums[t], products, constants[t * blocks + i]);
-            }
+            for (int t = 0; t < TOKENS; t++)
+                sums[t] = block.add(sums[t], tile[t * stride + i].values, constants[t * blocks + i]);
         }
         for (int t = 0; t < TOKENS; t++)
-            _mm512_storeu_ps(a_.out + (token + t) * a_.out_stride + row, sums[t]);
+            store(a_.out + (token + t) * a_.out_stride + row, sums[t]);
     }
 
     Arguments a_;
     typename Weights::Constants* constants_ = nullptr;  // [token][block]
-    typename Weights::Scale* scales_ = nullptr;         // [block][row of sixteen]
+    typename Weights::Scale* scales_ = nullptr;         // [block][row of the group]
 };
 
 }  // namespace
