@@ -50,9 +50,13 @@ inline Vector load_halves(const uint16_t* halves) {
 }
 inline Vector upper_halves(Integers pairs) {
     const Integers numbers = _mm256_srli_epi32(pairs, 16);
-    return _mm256_cvtph_ps(_mm_packus_epi32(_mm256_castsi256_si128(numbers), _mm256_extracti128_si256(numbers, 1)));
+    return _mm256_cvtph_ps(
+        _mm_packus_epi32(_mm256_castsi256_si128(numbers), _mm256_extracti128_si256(numbers, 1)));
 }
 inline Vector lower_halves(Integers pairs) { return upper_halves(_mm256_slli_epi32(pairs, 16)); }
+
+inline Integers lower_nibbles(Integers bytes) { return _mm256_and_si256(bytes, _mm256_set1_epi8(15)); }
+inline Integers upper_nibbles(Integers bytes) { return lower_nibbles(_mm256_srli_epi16(bytes, 4)); }
 
 inline uint32_t lanes_before(int64_t count) {
     return count >= LANES ? 0xff : count < 0 ? 0 : (1 << count) - 1;
@@ -111,7 +115,7 @@ inline void store_numbers(uint32_t lanes, int32_t start, int32_t* numbers) {
 }
 
 // 16 bytes at `bytes` in each of 8 rows, as four registers of four bytes a row.
-inline void load_turned(const void* bytes, int64_t row_bytes, Integers* fours) {
+[[gnu::always_inline]] inline void load_turned(const void* bytes, int64_t row_bytes, Integers* fours) {
     for (int i = 0; i < 4; i++) {
         auto row = [&](int number) {
             return _mm_loadu_si128((const __m128i*)((const char*)bytes + number * row_bytes));

@@ -37,17 +37,25 @@ inline Vector load_halves(const uint16_t* halves) {
 inline Vector lower_halves(Integers pairs) { return _mm512_cvtph_ps(_mm512_cvtepi32_epi16(pairs)); }
 inline Vector upper_halves(Integers pairs) { return lower_halves(_mm512_srli_epi32(pairs, 16)); }
 
+// Of each byte four bits.
+inline Integers lower_nibbles(Integers bytes) { return _mm512_and_si512(bytes, _mm512_set1_epi8(15)); }
+inline Integers upper_nibbles(Integers bytes) { return lower_nibbles(_mm512_srli_epi16(bytes, 4)); }
+
 // Sets of lanes are bits. Those before `count`, which may be negative, or more than there are:
 inline uint32_t lanes_before(int64_t count) {
     return count >= LANES ? 0xffff : count < 0 ? 0 : (1 << count) - 1;
 }
-inline uint32_t at_least(Vector vector, Vector least) { return _mm512_cmp_ps_mask(vector, least, _CMP_GE_OQ); }
+inline uint32_t at_least(Vector vector, Vector least) {
+    return _mm512_cmp_ps_mask(vector, least, _CMP_GE_OQ);
+}
 inline uint32_t unequal(const uint16_t* values, uint16_t value) {
     return _mm256_cmpneq_epi16_mask(_mm256_loadu_si256((const __m256i*)values), _mm256_set1_epi16(value));
 }
 
 // In the other lanes, -infinity; load_only does not read them.
-inline Vector only(uint32_t lanes, Vector vector) { return _mm512_mask_mov_ps(all(-INFINITY), lanes, vector); }
+inline Vector only(uint32_t lanes, Vector vector) {
+    return _mm512_mask_mov_ps(all(-INFINITY), lanes, vector);
+}
 inline Vector load_only(uint32_t lanes, const float* values) {
     return _mm512_mask_loadu_ps(all(-INFINITY), lanes, values);
 }
@@ -55,7 +63,8 @@ inline Vector load_only(uint32_t lanes, const float* values) {
 // `start` and the number of a lane, for one lane after the other; behind them come others.
 inline void store_numbers(uint32_t lanes, int32_t start, int32_t* numbers) {
     const Integers all = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    const Integers those = _mm512_maskz_compress_epi32(lanes, _mm512_add_epi32(all, _mm512_set1_epi32(start)));
+    const Integers those =
+        _mm512_maskz_compress_epi32(lanes, _mm512_add_epi32(all, _mm512_set1_epi32(start)));
     _mm512_storeu_si512(numbers, those);
 }
 

@@ -143,6 +143,20 @@ def test_products_are_those_of_the_numbers(
 
 
 @pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("byte", [0xFF, 0x80, 0x7F])  # the nibbles 15; -128; 127
+@pytest.mark.parametrize("activation", [-127, 127])
+def test_no_sum_is_too_large_on_the_way(kernel: Any, name: str, byte: int, activation: int) -> None:
+    random = np.random.default_rng(1)
+    form = FORMATS[name]
+    weights = form.weights(random, 16, 3)
+    activations = ACTIVATIONS[form.activations](random, 5, 3)
+    weights["values"] = np.uint8(byte).astype(weights["values"].dtype.base)
+    activations["values"] = activation
+    product = multiply(kernel, form, weights, activations)
+    np.testing.assert_allclose(product, expected(form, weights, activations), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", FORMATS)
 def test_a_token_gets_the_same_to_the_last_bit_whoever_is_in_its_batch(kernel: Any, name: str) -> None:
     random = np.random.default_rng(7)
     form = FORMATS[name]
