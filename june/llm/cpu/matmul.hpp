@@ -41,12 +41,12 @@ struct Nibbles {
     Integers fours[VECTORS][FOURS];
 };
 
-// Numbers from -128 to 127. The instruction takes unsigned ones, so 128 is added to them, and 128 times the
-// others taken off the sum: the excess.
+// Numbers from -128 to 127. The instruction takes unsigned ones, so 128 is added to them, and the sum starts
+// with what that makes too much.
 struct Bytes {
-    static int32_t excess(const int8_t* values) {
+    static int32_t start(const int8_t* values) {
         Integers wide = _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i*)values));
-        return _mm512_reduce_add_epi32(_mm512_madd_epi16(wide, _mm512_set1_epi16(128)));
+        return _mm512_reduce_add_epi32(_mm512_madd_epi16(wide, _mm512_set1_epi16(-128)));
     }
     void prepare() {
         for (Integers& values : fours[0]) values = _mm512_xor_si512(values, _mm512_set1_epi8(-128));
@@ -78,7 +78,7 @@ struct Nibbles {
 
 // Numbers from -128 to 127. The instruction takes unsigned ones, so the others take over their signs.
 struct Bytes {
-    static int32_t excess(const int8_t*) { return 0; }
+    static int32_t start(const int8_t*) { return 0; }
     void prepare() {
         for (int vector = 0; vector < VECTORS; vector++)
             for (int four = 0; four < FOURS; four++)
@@ -101,12 +101,12 @@ struct Q8_0Weights {
     using Scale = uint16_t;
     struct Constants {
         float scale;
-        int32_t excess;
+        int32_t start;
     };
 
     static Scale scale(const Block& block) { return block.scale; }
     static Constants constants(const Token& token) {
-        return {to_float(token.scale), Bytes::excess(token.values)};
+        return {to_float(token.scale), Bytes::start(token.values)};
     }
 
     [[gnu::always_inline]] Q8_0Weights(const Block* block, int64_t stride, const Scale* sixteen) {
@@ -117,7 +117,7 @@ struct Q8_0Weights {
         }
         numbers.prepare();
     }
-    static Integers start(const Constants& token) { return all_fours(-token.excess); }
+    static Integers start(const Constants& token) { return all_fours(token.start); }
     Vector add(Vector sums, int vector, Integers products, const Constants& token) const {
         return multiply_add(to_floats(products), scales[vector] * all(token.scale), sums);
     }
