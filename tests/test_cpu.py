@@ -92,7 +92,7 @@ def kernel(request: pytest.FixtureRequest) -> Any:
     if not hardware.cpu_flags() >= cpu.LIBRARIES[request.param]:
         pytest.skip("this CPU has not the instructions")
     library = ctypes.CDLL(str(request.param))
-    library.cpu_use(ctypes.c_bool(True))  # noqa: FBT003 - ctypes has no names
+    library.cpu_use(ctypes.c_bool(True))
     number, pointer = ctypes.c_int64, ctypes.c_void_p
     library.llamafile_sgemm.restype = ctypes.c_bool
     library.llamafile_sgemm.argtypes = [

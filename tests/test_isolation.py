@@ -22,6 +22,7 @@ from june import hardware
 from june.llm.llama_cpp.answer import Answer
 from june.llm.llama_cpp.context import Context
 from june.llm.llama_cpp.engine import Engine
+from june.llm.llama_cpp.sampling import LogitRows
 from june.llm.meter import EngineStats
 from june.llm.pace import PairPace, PrefillPace
 from june.llm.scheduler import Part
@@ -49,9 +50,9 @@ class Forced(Engine):
         super().__init__(*args, **named)
         self.logits: dict[str, list[Logits]] = defaultdict(list)
 
-    def _write_token(self, answer: Answer, logits: Logits) -> None:
+    def _write_token(self, answer: Answer, logits: LogitRows, row: int, _likely: int | None) -> None:
         written = len(answer.tokens) - answer.prompt_tokens
-        self.logits[answer.conversation].append(logits.copy())
+        self.logits[answer.conversation].append(logits[row].copy())
         if answer.write(1_000 + 37 * written + len(answer.conversation)):
             self._end(answer)
 
@@ -70,7 +71,7 @@ def asks(name: str, *, system: str = SYSTEM, max_tokens: int = FORCED) -> ChatRe
 def logits_of(engine: Forced, name: str, *requests: ChatRequest) -> Logits:
     """The logits of one of several that are written at once: (tokens, vocabulary)."""
     engine.logits.clear()
-    run(engine, *requests)
+    run(engine, *(replace(each, ignore_eos=False) for each in requests))  # nothing is written into the logits
     assert len(engine.logits[name]) == FORCED
     return np.stack(engine.logits[name])
 

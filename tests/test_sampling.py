@@ -1,6 +1,7 @@
 """Promises of the sampler: it draws what llama.cpp's own chain would."""
 
 import ctypes
+from types import SimpleNamespace
 from typing import Any
 
 import llama_cpp
@@ -9,7 +10,7 @@ import pytest
 
 from june.errors import GenerationError
 from june.llm import cpu
-from june.llm.llama_cpp.sampling import Sampler
+from june.llm.llama_cpp.sampling import LogitRows, Sampler, draw_likely
 from june.messages import ChatRequest, Sampling
 
 N_TOKENS = 2003
@@ -20,6 +21,15 @@ class SmallVocabulary:
 
     n_tokens = N_TOKENS
     end_tokens = frozenset({7})
+
+
+def drawn_from(row: "np.ndarray[Any, Any]", sampler: Sampler) -> int:
+    """What the sampler draws from a copy of the row, after one that is nobody's."""
+    both = np.stack([row, row])
+    logits = LogitRows(both.ctypes.data, N_TOKENS)
+    other = SimpleNamespace(kernel_draw=None)
+    _, likely = draw_likely(logits, [other, sampler])  # type: ignore[list-item]  # all that it looks at
+    return sampler.draw(logits, 1, likely)
 
 
 def by_llama_cpp(sampling: Sampling, rows: "list[np.ndarray[Any, Any]]") -> list[int]:
@@ -62,44 +72,47 @@ def by_llama_cpp(sampling: Sampling, rows: "list[np.ndarray[Any, Any]]") -> list
         Sampling(temperature=0, presence_penalty=3, seed=5),
     ],
 )
-@pytest.mark.parametrize("finder", ["june's kernel", "numpy"])
+@pytest.mark.parametrize("drawer", ["june's kernel", "numpy"])
 def test_it_draws_what_llama_cpp_draws(
-    finder: str, sampling: Sampling, monkeypatch: pytest.MonkeyPatch
+    drawer: str, sampling: Sampling, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if finder == "numpy":
-        monkeypatch.setattr(cpu, "likeliest_finder", lambda: None)
+    if drawer == "numpy":
+        monkeypatch.setattr(cpu, "drawer", lambda: None)
     random = np.random.default_rng(0)
     base = random.normal(0, 3, N_TOKENS)
     base[-1] = base.max()
     rows = [(base + random.normal(0, 1, N_TOKENS)).astype(np.float32) for _ in range(150)]
     request = ChatRequest((), sampling, max_tokens=1, ignore_eos=True)
     sampler = Sampler(request, SmallVocabulary())  # type: ignore[arg-type]  # all that it asks for
-    drawn = [sampler.draw(row.copy()) for row in rows]
+    drawn = [drawn_from(row, sampler) for row in rows]
     sampler.free()
     assert drawn == by_llama_cpp(sampling, rows)
     assert len(set(drawn)) > 1
 
 
-@pytest.mark.skipif(cpu.likeliest_finder() is None, reason="this CPU has no AVX512-VNNI")
+@pytest.mark.skipif(cpu.drawer() is None, reason="this CPU runs none of june's kernels")
 def test_junes_kernel_passes_over_logits_that_are_no_numbers() -> None:
     sampling = Sampling(top_k=5, presence_penalty=0, seed=1)
     row = np.random.default_rng(2).normal(0, 3, N_TOKENS).astype(np.float32)
     broken, lowest = row.copy(), row.copy()
     broken[::7], lowest[::7] = np.nan, -np.inf
     sampler = Sampler(ChatRequest((), sampling, max_tokens=1, ignore_eos=True), SmallVocabulary())  # type: ignore[arg-type]
-    drawn = [sampler.draw(broken.copy()) for _ in range(20)]
+    drawn = [drawn_from(broken, sampler) for _ in range(20)]
     sampler.free()
     assert drawn == by_llama_cpp(sampling, [lowest] * 20)
 
 
-@pytest.mark.parametrize("finder", ["june's kernel", "numpy"])
-def test_an_answer_fails_whose_logits_are_no_numbers(finder: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if finder == "numpy":
-        monkeypatch.setattr(cpu, "likeliest_finder", lambda: None)
-    sampling = Sampling(top_k=5, seed=1)
+@pytest.mark.parametrize("drawer", ["june's kernel", "numpy"])
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_an_answer_fails_whose_logits_are_no_numbers(
+    temperature: float, drawer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if drawer == "numpy":
+        monkeypatch.setattr(cpu, "drawer", lambda: None)
+    sampling = Sampling(temperature=temperature, top_k=5, seed=1)
     sampler = Sampler(ChatRequest((), sampling, max_tokens=1), SmallVocabulary())  # type: ignore[arg-type]
     with pytest.raises(GenerationError, match="no numbers"):
-        sampler.draw(np.full(N_TOKENS, np.nan, np.float32))
+        drawn_from(np.full(N_TOKENS, np.nan, np.float32), sampler)
     sampler.free()
 
 
@@ -107,6 +120,6 @@ def test_it_draws_from_all_that_are_as_likely() -> None:
     sampling = Sampling(temperature=2, top_k=3, repeat_penalty=1.1, seed=1)
     rows = [np.zeros(N_TOKENS, np.float32)] * 20
     sampler = Sampler(ChatRequest((), sampling, max_tokens=1, ignore_eos=True), SmallVocabulary())  # type: ignore[arg-type]
-    drawn = [sampler.draw(row.copy()) for row in rows]
+    drawn = [drawn_from(row, sampler) for row in rows]
     sampler.free()
     assert drawn == by_llama_cpp(sampling, rows)

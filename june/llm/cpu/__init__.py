@@ -29,6 +29,22 @@ def usable_library() -> Path | None:
     return next((library for library, flags in LIBRARIES.items() if kernels.is_usable(library, flags)), None)
 
 
+class Draw(ctypes.Structure):
+    """How one answer's next token is drawn, and then that token; draw.hpp says what the fields are."""
+
+    _fields_ = (
+        ("never", ctypes.c_void_p),
+        ("written", ctypes.c_void_p),
+        ("never_count", ctypes.c_int64),
+        ("written_count", ctypes.c_int64),
+        ("sampler", ctypes.c_void_p),
+        ("repeat", ctypes.c_float),
+        ("presence", ctypes.c_float),
+        ("top_k", ctypes.c_int32),
+        ("token", ctypes.c_int32),
+    )
+
+
 def load() -> None:
     """Be found by llama.cpp, which must not be loaded yet; until `use`, it computes everything itself."""
     global _library  # noqa: PLW0603 - what is loaded stays
@@ -36,12 +52,9 @@ def load() -> None:
     library = usable_library()
     if library is not None:
         _library = ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
-        pointer, number, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
-        _library.cpu_find_likeliest.argtypes = [
-            *(pointer, number, pointer, number, real, real),
-            *(ctypes.c_int32, pointer, number),
-        ]
-        _library.cpu_find_likeliest.restype = number
+        pointer, number = ctypes.c_void_p, ctypes.c_int64
+        _library.cpu_draw.argtypes = [pointer, number, pointer, number, pointer]
+        _library.cpu_draw.restype = None
 
 
 def use(*, wanted: bool) -> bool:
@@ -52,14 +65,14 @@ def use(*, wanted: bool) -> bool:
     return wanted
 
 
-def likeliest_finder() -> Callable[..., int] | None:
-    """A function that finds at least the `k` largest of a row of logits, k <= 256; None: there is none.
+def drawer() -> Callable[..., None] | None:
+    """A function that draws a token from each row of logits; None: there is none.
 
-    It takes the row's address and length, the same of the tokens written lately (64-bit), the penalties for
-    repetition and presence, which it writes into the row, k, an array of `llama_token_data` and its length.
-    It returns how many it found; more than there is room for are not written.
+    It takes the address of the logits and the length of a row, an array of pointers to `Draw`, of which any
+    may be null, and its length, and the address of `llama_sampler_apply`. Penalties are written into the
+    logits.
     """
-    return _library.cpu_find_likeliest if _library is not None else None
+    return _library.cpu_draw if _library is not None else None
 
 
 _library: ctypes.CDLL | None = None

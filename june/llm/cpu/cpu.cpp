@@ -6,7 +6,7 @@
 #include <atomic>
 
 #include "attention.hpp"
-#include "likeliest.hpp"
+#include "draw.hpp"
 #include "matmul.hpp"
 
 namespace {
@@ -26,11 +26,11 @@ extern "C" {
 
 void cpu_use(bool wanted) { is_used = wanted; }
 
-// Writes penalties into the logits, and then finds the `k` largest.
-int64_t cpu_find_likeliest(float* logits, int64_t count, const int64_t* written, int64_t written_count,
-                           float repeat, float presence, int32_t k, Candidate* out, int64_t room) {
-    penalize(logits, {written, written_count, repeat, presence});
-    return find_likeliest(logits, count, k, out, room);
+// Draws a token from each row of logits; where there is no draw, it is left alone.
+void cpu_draw(float* logits, int64_t vocabulary, Draw* const* draws, int64_t rows, Apply* apply) {
+    for (int64_t row = 0; row < rows; row++)
+        if (draws[row])
+            draws[row]->token = draw_token(logits + row * vocabulary, vocabulary, *draws[row], apply);
 }
 
 // A product, or false if it is to be computed in another way.

@@ -1,14 +1,12 @@
 """One answer while it is written: its tokens become text for its reader."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
 from june.errors import GenerationError
-from june.llm.llama_cpp.sampling import Sampler
+from june.llm.llama_cpp.sampling import LogitRows, Sampler
 from june.llm.llama_cpp.vocabulary import Vocabulary
 from june.llm.output import Output
 from june.llm.scheduler import Generation
@@ -17,8 +15,6 @@ from june.workers import StopFlag
 
 TELL_EVERY_S = 0.03
 """Each piece wakes the event loop, which takes a core from the threads that compute; nobody reads faster."""
-
-NOTHING = Delta()
 
 
 class Reader(Protocol):
@@ -55,16 +51,16 @@ class Answer(Generation):
     thinking_budget_tokens: int = 0
     closing: list[int] = field(default_factory=list)
     thought_tokens: int = field(default=0, init=False)
-    untold: Delta = field(default=NOTHING, init=False)
+    untold: list[Delta] = field(default_factory=list, init=False)
     told_in: int = field(default=-1, init=False)
 
-    def draw(self, logits: NDArray[np.float32]) -> int:
-        """The next token; a grammar holds for the answer only, not for the thought before it.
+    def draw(self, logits: LogitRows, row: int, likely: int | None) -> int:
+        """The next token, as `Sampler.draw`; a grammar holds for the answer, not for a thought before it.
 
         Raises:
-            GenerationError: the grammar allows none.
+            GenerationError: the grammar allows none, or the logits are no numbers.
         """
-        return self.sampler.draw(logits, constrained=not self.output.thinking)
+        return self.sampler.draw(logits, row, likely, constrained=not self.output.thinking)
 
     def write(self, token: int) -> bool:
         """Give the text of the next token to the reader; whether that was the last.
@@ -103,20 +99,21 @@ class Answer(Generation):
 
     def _tell(self, delta: Delta) -> None:
         """Hand a piece to the reader, or keep it for the next if there was one just now."""
-        self.untold = delta = _joined(self.untold, delta)
+        if delta.text or delta.reasoning or delta.tool_calls or delta.finish_reason:
+            self.untold.append(delta)
         interval = int(time.perf_counter() / TELL_EVERY_S)  # the same for all answers: they tell together
-        if delta != NOTHING and (delta.finish_reason or interval != self.told_in):
-            self.reader.post(delta)
-            self.untold, self.told_in = NOTHING, interval
+        if self.untold and (delta.finish_reason or interval != self.told_in):
+            self.reader.post(_joined(self.untold))
+            self.untold.clear()
+            self.told_in = interval
 
 
-def _joined(first: Delta, then: Delta) -> Delta:
-    if first is NOTHING:
-        return then
+def _joined(deltas: Sequence[Delta]) -> Delta:
+    last = deltas[-1]
     return Delta(
-        first.text + then.text,
-        first.reasoning + then.reasoning,
-        then.usage,
-        then.finish_reason,
-        first.tool_calls + then.tool_calls,
+        "".join(delta.text for delta in deltas),
+        "".join(delta.reasoning for delta in deltas),
+        last.usage,
+        last.finish_reason,
+        tuple(call for delta in deltas for call in delta.tool_calls),
     )

@@ -6,11 +6,10 @@ from ctypes.util import find_library
 from typing import Any
 
 import llama_cpp
-import numpy as np
-from numpy.typing import NDArray
 
 from june import hardware
 from june.llm.llama_cpp.answer import Answer
+from june.llm.llama_cpp.sampling import LogitRows
 from june.llm.scheduler import Part
 from june.settings import LlmSettings
 
@@ -109,14 +108,10 @@ class Context:
         self._decoding = ()
         return status
 
-    def logits(self, rows: int) -> NDArray[np.float32]:
-        """Those of the last batch, in llama.cpp's memory: (rows, tokens of the vocabulary).
-
-        Each part that was a generation's last has a row, in their order.
-        """
+    def logits(self) -> LogitRows:
+        """Those of the last batch. Each part that was a generation's last has a row, in their order."""
         first = llama_cpp.llama_get_logits(self.handle).contents
-        memory = (ctypes.c_float * (rows * self._n_tokens)).from_address(ctypes.addressof(first))
-        return np.frombuffer(memoryview(memory), np.float32).reshape(rows, self._n_tokens)
+        return LogitRows(ctypes.addressof(first), self._n_tokens)
 
     def abort_if_mostly_unread(self) -> None:
         """Give the batch up that is being decoded, if most of it has lost its reader; on any thread.

@@ -5,15 +5,13 @@ import time
 from pathlib import Path
 
 import llama_cpp
-import numpy as np
-from numpy.typing import NDArray
 
 from june import hardware
 from june.errors import GenerationError, ModelLoadError
 from june.llm import cpu, cpu_format, layers_to_offload
 from june.llm.llama_cpp.answer import Answer, Reader
 from june.llm.llama_cpp.context import DECODE_ABORTED, DECODE_INVALID, DECODED, Context, threads_of
-from june.llm.llama_cpp.sampling import Sampler
+from june.llm.llama_cpp.sampling import LogitRows, Sampler, draw_likely
 from june.llm.llama_cpp.states import SequenceStates
 from june.llm.llama_cpp.template import template_of
 from june.llm.llama_cpp.vocabulary import Vocabulary
@@ -227,8 +225,10 @@ class Engine:
         for part in parts:
             self._scheduler.evaluated(part)
         if last := [part.generation for part in parts if part.is_last]:
-            for answer, logits in zip(last, self._context.logits(len(last)), strict=True):
-                self._write_token(answer, logits)
+            logits = self._context.logits()
+            likely = draw_likely(logits, [answer.sampler for answer in last])
+            for row, answer in enumerate(last):
+                self._write_token(answer, logits, row, likely[row])
         return status
 
     def _evaluate_alone(self) -> None:
@@ -255,10 +255,10 @@ class Engine:
             self._context.rebuild()
             self._scheduler.lose_cache()
 
-    def _write_token(self, answer: Answer, logits: NDArray[np.float32]) -> None:
+    def _write_token(self, answer: Answer, logits: LogitRows, row: int, likely: int | None) -> None:
         """Draw the next token, and give its text to the reader."""
         try:
-            token = answer.draw(logits)
+            token = answer.draw(logits, row, likely)
             answer.first_token_s = answer.first_token_s or time.perf_counter()
             if answer.write(token):
                 self._meter.finished(answer, answer.prompt_tokens)

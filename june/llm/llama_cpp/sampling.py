@@ -3,7 +3,8 @@
 import ctypes
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import llama_cpp
@@ -13,7 +14,7 @@ import numpy.typing as npt
 from june.errors import GenerationError
 from june.llm import cpu
 from june.llm.llama_cpp.vocabulary import Vocabulary
-from june.messages import ChatRequest, Sampling
+from june.messages import ChatRequest
 
 Logits = npt.NDArray[np.float32]
 Tokens = npt.NDArray[np.intp]
@@ -22,10 +23,31 @@ Candidates = npt.NDArray[np.void]
 REPEAT_PENALTY_WINDOW_TOKENS = 64
 GROUP_TOKENS = 64
 """Of a vocabulary, whose largest logits are looked for: 49,152 tokens in 21 us, against 300 by partition."""
-MOST_FOUND, FOUND_ROOM = 256, 1024
-"""The most of the likeliest that june's kernel finds, and room for those that are as likely."""
+MOST_LIKELIEST = 256
+"""The largest `top_k` for which june's kernel finds the likeliest."""
 CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 """`struct llama_token_data`."""
+
+_APPLY = ctypes.cast(llama_cpp.llama_sampler_apply, ctypes.c_void_p)
+
+
+@dataclass(frozen=True, slots=True)
+class LogitRows:
+    """Logits in llama.cpp's memory, one row behind the other; there until the next batch.
+
+    Attributes:
+        address: of the first.
+        n_tokens: of the vocabulary.
+    """
+
+    address: int
+    n_tokens: int
+
+    def __getitem__(self, row: int) -> Logits:
+        """Shape (tokens of the vocabulary,); what is written into it stays."""
+        values = ctypes.c_float * self.n_tokens
+        memory = values.from_address(self.address + row * ctypes.sizeof(values))
+        return np.frombuffer(memoryview(memory), np.float32)
 
 
 class Sampler:
@@ -47,13 +69,10 @@ class Sampler:
         self._n_tokens = vocabulary.n_tokens
         self._grammar = vocabulary.grammar(grammar) if grammar else None
         self._sampling = sampling = request.sampling
-        self._never = vocabulary.end_tokens if request.ignore_eos else frozenset()
+        self._never = np.array([*vocabulary.end_tokens] if request.ignore_eos else [], np.intp)
         self._penalizes = sampling.repeat_penalty != 1 or sampling.presence_penalty != 0
         self._recent = np.zeros(REPEAT_PENALTY_WINDOW_TOKENS, np.intp)  # a ring
         self._drawn = 0
-        self._likeliest = None
-        if (find := cpu.likeliest_finder()) and sampling.temperature and 0 < sampling.top_k <= MOST_FOUND:
-            self._likeliest = _Likeliest(find, sampling, self._recent)
         self._chain = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
         if sampling.temperature == 0:
             self._add(llama_cpp.llama_sampler_init_greedy())
@@ -64,35 +83,50 @@ class Sampler:
             self._add(llama_cpp.llama_sampler_init_min_p(sampling.min_p, 1))
             self._add(llama_cpp.llama_sampler_init_temp(sampling.temperature))
             self._add(llama_cpp.llama_sampler_init_dist(seed))
+        self.kernel_draw = None
+        if sampling.temperature == 0 or 0 < sampling.top_k <= MOST_LIKELIEST:
+            self.kernel_draw = cpu.Draw(
+                never=self._never.ctypes.data,
+                never_count=len(self._never),
+                written=self._recent.ctypes.data,
+                sampler=ctypes.addressof(self._chain.contents) if sampling.temperature else None,
+                repeat=sampling.repeat_penalty,
+                presence=sampling.presence_penalty,
+                top_k=sampling.top_k,
+            )
 
     def _add(self, sampler: Any) -> None:
         llama_cpp.llama_sampler_chain_add(self._chain, sampler)
 
-    def draw(self, logits: Logits, *, constrained: bool = False) -> int:
+    def draw(self, logits: LogitRows, row: int, likely: int | None, *, constrained: bool = False) -> int:
         """The token drawn, which then counts as written.
 
         Args:
-            logits: shape (tokens of the vocabulary,); penalties are written into it.
+            logits: those of a batch; penalties are written into them.
+            row: the sampler's.
+            likely: what `draw_likely` drew from it.
             constrained: whether the grammar holds, if there is one.
 
         Raises:
             GenerationError: the grammar leaves no token, or the logits are no numbers.
         """
-        for never in self._never:
-            logits[never] = -math.inf
-        token = self._draw_likely(logits)
+        token = self._draw_likely(logits[row]) if likely is None else likely
+        if token < 0:
+            raise GenerationError("llm_failed", "The model's logits are no numbers.")
         if self._grammar is not None and constrained:
             if not self._allows(token):
                 # To ask the grammar about one token takes 0.1 ms, about a whole vocabulary 10 to 50. What is
                 # drawn from those that it allows comes as often as if it had been asked first.
-                token = _draw(np.arange(self._n_tokens), logits, self._grammar, self._chain)
+                token = _draw(np.arange(self._n_tokens), logits[row], self._grammar, self._chain)
                 if not self._allows(token):  # to accept it would end the process
                     raise GenerationError(
                         "bad_grammar", "The grammar leaves no token that the model could write."
                     )
             llama_cpp.llama_sampler_accept(self._grammar, token)
-        self._recent[self._drawn % len(self._recent)] = token
+        self._recent[self._drawn % REPEAT_PENALTY_WINDOW_TOKENS] = token
         self._drawn += 1
+        if self.kernel_draw is not None:
+            self.kernel_draw.written_count = min(self._drawn, REPEAT_PENALTY_WINDOW_TOKENS)
         return token
 
     def _penalize(self, logits: Logits) -> None:
@@ -105,13 +139,12 @@ class Sampler:
             logits[written] = lowered - self._sampling.presence_penalty
 
     def _draw_likely(self, logits: Logits) -> int:
-        """The token that the chain draws; it is shown only what it would not drop first of all."""
-        if self._likeliest is None:
-            self._penalize(logits)
-        elif (found := self._likeliest.draw(logits, self._drawn, self._chain)) is not None:
-            return found
+        """The token that the chain draws, shown only what it would not drop first of all; -1: none."""
+        logits[self._never] = -math.inf
+        self._penalize(logits)
         if self._sampling.temperature == 0:
-            return int(logits.argmax())
+            token = int(logits.argmax())
+            return -1 if math.isnan(logits[token]) else token
         top_k, groups = self._sampling.top_k, self._n_tokens // GROUP_TOKENS
         if not 0 < top_k <= groups:
             return _draw(np.arange(self._n_tokens), logits, self._chain)
@@ -120,7 +153,7 @@ class Sampler:
         maxima = logits[: groups * GROUP_TOKENS].reshape(GROUP_TOKENS, groups).max(axis=0)
         tokens = np.flatnonzero(logits >= np.partition(maxima, -top_k)[-top_k])
         if not tokens.size:  # llama.cpp's samplers would end the process
-            raise GenerationError("llm_failed", "The model's logits are no numbers.")
+            return -1
         return _draw(tokens, logits[tokens], self._chain)
 
     def _allows(self, token: int) -> bool:
@@ -135,39 +168,18 @@ class Sampler:
             llama_cpp.llama_sampler_free(self._grammar)
 
 
-class _Likeliest:
-    """What june's kernel finds of a row, where llama.cpp's samplers take it.
+def draw_likely(logits: LogitRows, samplers: Sequence[Sampler]) -> Sequence[int | None]:
+    """What june's kernel draws for each sampler from its row, into which penalties are written.
 
-    Args:
-        find: the kernel.
-        sampling: how many it finds, or some more, and how what was written is lowered before.
-        recent: what was written, a ring.
+    That is what the sampler draws if its grammar allows it; -1: no logit is a number; None: it has to draw.
     """
-
-    def __init__(self, find: Callable[..., int], sampling: Sampling, recent: Tokens) -> None:
-        self._find = find
-        self._recent = recent.ctypes.data, len(recent)
-        self._how = sampling.repeat_penalty, sampling.presence_penalty, sampling.top_k
-        self._data = (llama_cpp.llama_token_data * FOUND_ROOM)()
-        self._choice = llama_cpp.llama_token_data_array(self._data, 0, -1, False)
-
-    def draw(self, logits: Logits, written: int, sampler: Any) -> int | None:
-        """The token that the sampler chooses; None: none is a number, or more are as likely than have room.
-
-        Args:
-            logits: one row; penalties are written into it.
-            written: how many tokens were written.
-            sampler: llama.cpp's.
-        """
-        recent, size = self._recent
-        row = logits.ctypes.data, len(logits)
-        found = self._find(*row, recent, min(written, size), *self._how, self._data, FOUND_ROOM)
-        if not 0 < found <= FOUND_ROOM:
-            return None
-        choice = self._choice
-        choice.data, choice.size, choice.selected, choice.sorted = self._data, found, -1, False
-        llama_cpp.llama_sampler_apply(sampler, ctypes.byref(choice))
-        return int(choice.data[choice.selected].id)
+    kernel = cpu.drawer()
+    if kernel is None:
+        return [None] * len(samplers)
+    draws = [sampler.kernel_draw for sampler in samplers]
+    addresses = [None if draw is None else ctypes.addressof(draw) for draw in draws]
+    kernel(logits.address, logits.n_tokens, (ctypes.c_void_p * len(draws))(*addresses), len(draws), _APPLY)
+    return [None if draw is None else draw.token for draw in draws]
 
 
 def _draw(tokens: Tokens, logits: Logits, *samplers: Any) -> int:
