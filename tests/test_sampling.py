@@ -25,7 +25,7 @@ class SmallVocabulary:
 
 def drawn_from(row: "np.ndarray[Any, Any]", sampler: Sampler) -> int:
     """What the sampler draws from a copy of the row, after one that is nobody's."""
-    both = np.stack([row, row])
+    both = np.stack([np.flip(row), row])
     logits = LogitRows(both.ctypes.data, N_TOKENS)
     other = SimpleNamespace(kernel_draw=None)
     _, likely = draw_likely(logits, [other, sampler])  # type: ignore[list-item]  # all that it looks at
@@ -80,7 +80,7 @@ def test_it_draws_what_llama_cpp_draws(
         monkeypatch.setattr(cpu, "drawer", lambda: None)
     random = np.random.default_rng(0)
     base = random.normal(0, 3, N_TOKENS)
-    base[-1] = base.max()
+    base[[7, -1]] = base.max()
     rows = [(base + random.normal(0, 1, N_TOKENS)).astype(np.float32) for _ in range(150)]
     request = ChatRequest((), sampling, max_tokens=1, ignore_eos=True)
     sampler = Sampler(request, SmallVocabulary())  # type: ignore[arg-type]  # all that it asks for

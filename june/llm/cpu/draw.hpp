@@ -94,10 +94,7 @@ inline int32_t draw_token(float* logits, int64_t count, const Draw& draw, Apply*
     penalize(logits, draw);
     const int64_t n = find_likeliest(logits, count, draw.sampler ? draw.top_k : 1, found);
     if (n == 0) return NONE;
-    if (!draw.sampler) {
-        const auto less = [](const Candidate& a, const Candidate& b) { return a.logit < b.logit; };
-        return std::max_element(found, found + n, less)->token;
-    }
+    if (!draw.sampler) return found->token;
     Choice choice{found, size_t(n), -1, false};
     apply(draw.sampler, &choice);
     return choice.candidates[choice.selected].token;
