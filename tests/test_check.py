@@ -1,5 +1,6 @@
 """`python -m june check`: what is well, and what helps where something is not."""
 
+import _ctypes
 import asyncio
 import json
 import socket
@@ -16,9 +17,11 @@ import pytest
 from aiohttp import web
 from typer.testing import CliRunner
 
+from june import hardware, kernels
 from june.__main__ import app
 from june.checks import Finding, machine, models, network
 from june.hardware import Gpu
+from june.kernels import Kernel
 from june.lineup import ChosenModels
 from june.models import load_catalogue
 from june.settings import PROJECT_ROOT, LlmSettings, Settings
@@ -43,6 +46,24 @@ def findings(*arguments: str | Path) -> tuple[int, dict[str, Any]]:
     told = json.loads(line)
     assert told["can_start"] is (status == 0)
     return status, {finding.pop("name"): finding for finding in told["findings"]}
+
+
+@pytest.mark.parametrize(("is_compiled", "status"), [(True, "ok"), (False, "warning")])
+def test_it_says_which_kernels_compute(
+    is_compiled: bool, status: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, other = tmp_path / "made.kernel", tmp_path / "other.kernel"
+    if is_compiled:
+        made.symlink_to(_ctypes.__file__)  # any library will do
+    monkeypatch.setattr(kernels, "LLM", tuple(Kernel(made, frozenset(flags)) for flags in ({"none"}, ())))
+    monkeypatch.setattr(kernels, "VOICE", Kernel(other, frozenset({"none"})))
+    found = machine.own_kernels()
+    assert (found.status, "made.kernel" in found.found, "other" in found.found) == (status, True, False)
+
+
+def test_it_says_when_no_kernel_runs_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware, "cpu_flags", lambda: frozenset({"sse2"}))
+    assert machine.own_kernels() == Finding("kernels", "ok", "june's own that this CPU runs: none")
 
 
 def test_on_this_machine_june_can_start(settings_file: Path) -> None:

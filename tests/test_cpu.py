@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from june import hardware
+from june import hardware, kernels
 from june.llm import cpu, cpu_format
 from june.llm.llama_cpp import LlamaCpp
 from june.settings import LlmSettings, Settings
@@ -86,12 +86,12 @@ def used_again() -> Iterator[None]:
     cpu.use(wanted=True)
 
 
-@pytest.fixture(params=cpu.LIBRARIES, ids=lambda library: library.name)
+@pytest.fixture(params=kernels.LLM, ids=lambda kernel: kernel.library.stem)
 def kernel(request: pytest.FixtureRequest) -> Any:
     """The functions that llama.cpp calls, of each library that this CPU runs."""
-    if not hardware.cpu_flags() >= cpu.LIBRARIES[request.param]:
+    if not request.param.runs_here:
         pytest.skip("this CPU has not the instructions")
-    library = ctypes.CDLL(str(request.param))
+    library = ctypes.CDLL(str(request.param.library))
     library.cpu_use(ctypes.c_bool(True))
     number, pointer = ctypes.c_int64, ctypes.c_void_p
     library.llamafile_sgemm.restype = ctypes.c_bool
@@ -333,7 +333,7 @@ async def test_a_model_is_converted_for_llama_cpp_where_the_kernel_cannot_comput
         monkeypatch.setattr(cpu, "LLAMA_CPP_PYTHON", "0.0.1")
     else:
         library = tmp_path / "cpu.kernel"
-        monkeypatch.setattr(cpu, "LIBRARIES", {library: frozenset()})
+        monkeypatch.setattr(kernels, "LLM", (kernels.Kernel(library, frozenset()),))
         if why == "another machine":
             library.write_bytes(b"\x7fELF of another kind")
     assert cpu_format(CATALOGUE[LLM], llm, offloaded=False) == "Q8_0"

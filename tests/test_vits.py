@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from piper import PiperVoice
 from piper.config import PiperConfig
 
-from june import hardware
+from june import hardware, kernels
 from june.settings import Settings
 from june.tts import vits
 from june.tts.piper import Piper
@@ -23,9 +23,7 @@ from tests.conftest import CATALOGUE, TTS
 SENTENCE = "The sky is blue because the air scatters blue light more than red light."
 NO_RANDOMNESS = np.array([0, 1, 0], np.float32)
 
-needs_bfloat16 = pytest.mark.skipif(
-    not hardware.cpu_flags() >= vits.CPU_FLAGS, reason="this CPU has no AVX512-BF16"
-)
+needs_bfloat16 = pytest.mark.skipif(not kernels.VOICE.runs_here, reason="this CPU has no AVX512-BF16")
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +50,7 @@ def halves(path: Path, threads: int = 2) -> tuple[onnxruntime.InferenceSession, 
 @needs_bfloat16
 @pytest.mark.parametrize("text", ["Yes.", SENTENCE])
 def test_the_kernel_computes_what_onnx_runtime_does(voice: Path, text: str) -> None:
-    assert vits.is_usable()
+    assert kernels.VOICE.is_usable()
     first, kernel = halves(voice)
     expected = run(onnxruntime.InferenceSession(str(voice)), voice, text)
     samples = kernel.run(run(first, voice, text), ctypes.c_int32())
@@ -153,9 +151,10 @@ async def test_onnx_runtime_speaks_alone_where_the_kernel_cannot(
     elif why == "cpu":
         monkeypatch.setattr(hardware, "cpu_flags", lambda: frozenset({"avx2", "avx512f"}))
     else:
-        monkeypatch.setattr(vits, "LIBRARY", tmp_path / "vits.kernel")
-    if why == "compiled for another machine":
-        vits.LIBRARY.write_bytes(b"\x7fELF of another kind")
+        library = tmp_path / "vits.kernel"
+        monkeypatch.setattr(kernels, "VOICE", kernels.Kernel(library, frozenset()))
+        if why == "compiled for another machine":
+            library.write_bytes(b"\x7fELF of another kind")
     assert await spoken_kernels(settings, voice) == 0
 
 

@@ -9,6 +9,7 @@ import time
 from importlib.util import find_spec
 from pathlib import Path
 
+from june import kernels
 from june.checks import Finding
 
 OLDEST_PYTHON = (3, 11)
@@ -40,6 +41,18 @@ def compiler(*, in_container: bool) -> Finding:
         remedy = "Only needed to install anew: apt-get install g++."
         return Finding("compiler", "warning", "no C++ compiler", remedy)
     return Finding("compiler", "ok", found or "none, and none is needed in an image")
+
+
+def own_kernels() -> Finding:
+    """June's own kernels: those that this CPU runs, and whether they were compiled."""
+    for_llm = next((kernel for kernel in kernels.LLM if kernel.runs_here), None)
+    wanted = [kernel for kernel in (for_llm, kernels.VOICE) if kernel is not None and kernel.runs_here]
+    missing = ", ".join(kernel.library.name for kernel in wanted if not kernel.is_usable())
+    if missing:
+        remedy = "Run make kernels; without them, answers and speech take up to four times as long."
+        return Finding("kernels", "warning", f"not compiled, or not for this machine: {missing}", remedy)
+    found = ", ".join(kernel.library.name for kernel in wanted) or "none"
+    return Finding("kernels", "ok", f"june's own that this CPU runs: {found}")
 
 
 def container(root: Path = Path("/")) -> tuple[bool, Finding]:

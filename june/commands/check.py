@@ -39,6 +39,7 @@ def _findings(settings_file: Path | None, *, online: bool) -> Iterator[Finding]:
     yield machine.python()
     yield machine.libraries()
     yield machine.compiler(in_container=in_container)
+    yield machine.own_kernels()
     yield container
     yield machine.user()
     yield machine.capabilities()

@@ -15,7 +15,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as onnx_errors
 from piper import PiperVoice, SynthesisConfig
 from piper.config import PiperConfig
 
-from june import hardware
+from june import hardware, kernels
 from june.errors import ModelLoadError, SynthesisError
 from june.messages import ModelDescription, Speech
 from june.models import Model
@@ -90,7 +90,7 @@ class Piper:
         return PiperVoice(session=interruptible, config=config), interruptible
 
     def _has_own_kernel(self) -> bool:
-        return self._settings.kernel == "auto" and vits.is_usable()
+        return self._settings.kernel == "auto" and kernels.VOICE.is_usable()
 
     async def warm_up(self) -> None:
         """Speak a short sentence to nobody, in each voice."""

@@ -21,11 +21,8 @@ from numpy.ctypeslib import ndpointer
 from numpy.typing import NDArray
 from onnx.numpy_helper import to_array
 
-from june import hardware, kernels
+from june import kernels
 
-LIBRARY = Path(__file__).with_suffix(".kernel")
-CPU_FLAGS = hardware.AVX512 | {"avx512_bf16"}
-"""What the Makefile lets the compiler use beyond AVX2."""
 TILE_CHANNELS = 32
 """vits.cpp computes so many channels together; each array has a multiple of them."""
 REACH_MAX = 4
@@ -56,7 +53,7 @@ class Kernel:
         samples_per_latent: int,
         threads: int,
     ) -> None:
-        self._library = _library(LIBRARY)
+        self._library = _library(kernels.VOICE.library)
         self._samples_per_latent = samples_per_latent
         self._threads = threads
         self._lock = threading.Lock()
@@ -107,11 +104,6 @@ def _library(path: Path) -> ctypes.CDLL:
     library.vits_free.argtypes = [pointer]
     library.vits_free.restype = None
     return library
-
-
-def is_usable() -> bool:
-    """Whether the library was compiled, and this machine runs it."""
-    return kernels.is_usable(LIBRARY, CPU_FLAGS)
 
 
 @dataclass(frozen=True, slots=True)

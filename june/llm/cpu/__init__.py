@@ -11,13 +11,8 @@ from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
-from june import hardware, kernels
+from june import kernels
 
-LIBRARIES = {
-    Path(__file__).with_name("cpu.avx512.kernel"): hardware.AVX512 | {"avx512_vnni"},
-    Path(__file__).with_name("cpu.avx2.kernel"): hardware.AVX2,
-}
-"""The faster first, and what the Makefile lets the compiler use in each."""
 LLAMA_CPP_PYTHON = "0.3.36"
 """The only version whose functions are replaced: what they are called with is no public interface."""
 
@@ -26,7 +21,7 @@ def usable_library() -> Path | None:
     """The first that was compiled, and that this machine and llama.cpp go with."""
     if version("llama-cpp-python") != LLAMA_CPP_PYTHON:
         return None
-    return next((library for library, flags in LIBRARIES.items() if kernels.is_usable(library, flags)), None)
+    return next((kernel.library for kernel in kernels.LLM if kernel.is_usable()), None)
 
 
 class Draw(ctypes.Structure):
