@@ -44,7 +44,7 @@ def compiler(*, in_container: bool) -> Finding:
 
 
 def own_kernels() -> Finding:
-    """June's own kernels: those that this CPU runs, and whether they were compiled."""
+    """Those of june's own kernels that this CPU runs, and whether they were compiled."""
     for_llm = next((kernel for kernel in kernels.LLM if kernel.runs_here), None)
     wanted = [kernel for kernel in (for_llm, kernels.VOICE) if kernel is not None and kernel.runs_here]
     missing = ", ".join(kernel.library.name for kernel in wanted if not kernel.is_usable())

@@ -2,7 +2,8 @@
 
 These are products of weights in Q8_0 or Q4_1 with a few tokens or a prompt, and attention over the cache.
 llama.cpp calls functions of its own for them. cpu.cpp has functions of the same names, which the dynamic
-linker finds first if they were loaded first; what they do not compute, they pass on.
+linker finds first if they were loaded first; what they do not compute, they pass on. A third kernel draws
+the next token of each answer.
 """
 
 import ctypes

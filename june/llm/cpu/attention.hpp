@@ -20,8 +20,7 @@ constexpr int BLOCK_VECTORS = 4;
 constexpr int BLOCK_CELLS = BLOCK_VECTORS * LANES;  // are looked at together
 constexpr int DIMENSION_VECTORS = 4;                // are summed up together
 constexpr int TILE_ROWS = 16;                       // for which a block's keys are turned once
-constexpr int GROUP_ROWS =
-    LANES == 16 ? 4 : 3;        // whose sums of four vectors fill half of the registers, or three quarters
+constexpr int GROUP_ROWS = LANES == 16 ? 4 : 3;     // whose sums the registers hold, four vectors each
 constexpr int FEW_TOKENS = 16;  // up to here most belong to answers, and every row takes as long
 constexpr int PIECES = 8;       // a thread's share of a prompt, whose later rows take longer
 constexpr float NEVER = -1000;  // e to its power is 0

@@ -27,9 +27,8 @@ struct Choice {
 
 // What one answer's sampler asks for; `Draw` in __init__.py.
 struct Draw {
-    const int64_t* never;  // tokens that are not drawn
-    const int64_t*
-        written;  // tokens written lately, which are less likely; one that stands there twice counts once
+    const int64_t* never;    // tokens that are not drawn
+    const int64_t* written;  // lately, and less likely now; one that stands there twice counts once
     int64_t never_count, written_count;
     void* sampler;  // llama.cpp's, which chooses from the likeliest; none: the likeliest is drawn
     float repeat, presence;

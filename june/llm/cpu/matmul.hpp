@@ -14,8 +14,7 @@ namespace {
 
 constexpr int WEIGHT_ROWS = 16;  // are multiplied together
 constexpr int VECTORS = WEIGHT_ROWS / LANES;
-constexpr int TILE_TOKENS =
-    12;  // with AVX-512 sums, 8 registers of weights and what a step needs fill all 32
+constexpr int TILE_TOKENS = 12;  // sums, 8 registers of weights and what a step needs fill AVX-512's 32
 constexpr int FOURS = BLOCK / 4;
 
 inline float to_float(uint16_t half) { return _cvtsh_ss(half); }

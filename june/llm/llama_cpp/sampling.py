@@ -125,7 +125,7 @@ class Sampler:
             llama_cpp.llama_sampler_accept(self._grammar, token)
         self._recent[self._drawn % REPEAT_PENALTY_WINDOW_TOKENS] = token
         self._drawn += 1
-        if self.kernel_draw is not None:
+        if self._penalizes and self.kernel_draw is not None:
             self.kernel_draw.written_count = min(self._drawn, REPEAT_PENALTY_WINDOW_TOKENS)
         return token
 
