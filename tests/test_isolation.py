@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from june import hardware
+from june import kernels
 from june.llm.llama_cpp.answer import Answer
 from june.llm.llama_cpp.context import Context
 from june.llm.llama_cpp.engine import Engine
@@ -32,7 +32,7 @@ from tests.conftest import LLM
 from tests.test_llm import Listener, run, with_engine
 
 needs_kernel = pytest.mark.skipif(
-    not hardware.cpu_flags() >= hardware.AVX2, reason="this CPU runs none of june's kernels"
+    not any(kernel.runs_here for kernel in kernels.LLM), reason="this CPU runs none of june's kernels"
 )
 
 Logits = npt.NDArray[np.float32]

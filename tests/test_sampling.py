@@ -12,6 +12,7 @@ from june.errors import GenerationError
 from june.llm import cpu
 from june.llm.llama_cpp.sampling import LogitRows, Sampler, draw_likely
 from june.messages import ChatRequest, Sampling
+from tests.test_isolation import needs_kernel
 
 N_TOKENS = 2003
 
@@ -90,8 +91,9 @@ def test_it_draws_what_llama_cpp_draws(
     assert len(set(drawn)) > 1
 
 
-@pytest.mark.skipif(cpu.drawer() is None, reason="this CPU runs none of june's kernels")
+@needs_kernel
 def test_junes_kernel_passes_over_logits_that_are_no_numbers() -> None:
+    assert cpu.drawer() is not None
     sampling = Sampling(top_k=5, presence_penalty=0, seed=1)
     row = np.random.default_rng(2).normal(0, 3, N_TOKENS).astype(np.float32)
     broken, lowest = row.copy(), row.copy()

@@ -30,19 +30,22 @@ inline Integers load_four(const int8_t* values, int four) {
 #ifdef __AVX512VNNI__
 constexpr int TOGETHER = 1;  // tokens
 
-// Numbers from 0 to 15.
-struct Nibbles {
+struct Unsigned {
     Integers add(Integers sums, int vector, int four, Integers met) const {
         return _mm512_dpbusd_epi32(sums, fours[vector][four], met);
     }
-    static Integers end(Integers sums) { return sums; }
 
     Integers fours[VECTORS][FOURS];
 };
 
+// Numbers from 0 to 15.
+struct Nibbles : Unsigned {
+    static Integers end(Integers sums) { return sums; }
+};
+
 // Numbers from -128 to 127. The instruction takes unsigned ones, so 128 is added to them, and the sum starts
 // with what that makes too much.
-struct Bytes {
+struct Bytes : Unsigned {
     static int32_t start(const int8_t* values) {
         Integers wide = _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i*)values));
         return _mm512_reduce_add_epi32(_mm512_madd_epi16(wide, _mm512_set1_epi16(-128)));
@@ -50,14 +53,9 @@ struct Bytes {
     void prepare() {
         for (Integers& values : fours[0]) values = _mm512_xor_si512(values, _mm512_set1_epi8(-128));
     }
-    Integers add(Integers sums, int vector, int four, Integers met) const {
-        return _mm512_dpbusd_epi32(sums, fours[vector][four], met);
-    }
-
-    Integers fours[VECTORS][FOURS];
 };
 #else
-constexpr int TOGETHER = 4;
+constexpr int TOGETHER = 4;  // tokens
 
 // Left to itself, GCC makes all products before it adds them up, for which there are not enough registers.
 inline Integers now(Integers sums) {

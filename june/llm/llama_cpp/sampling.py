@@ -23,7 +23,7 @@ Candidates = npt.NDArray[np.void]
 REPEAT_PENALTY_WINDOW_TOKENS = 64
 GROUP_TOKENS = 64
 """Of a vocabulary, whose largest logits are looked for: 49,152 tokens in 21 us, against 300 by partition."""
-MOST_LIKELIEST = 256
+KERNEL_MOST_TOP_K = 256
 """The largest `top_k` for which june's kernel finds the likeliest."""
 CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 """`struct llama_token_data`."""
@@ -84,7 +84,7 @@ class Sampler:
             self._add(llama_cpp.llama_sampler_init_temp(sampling.temperature))
             self._add(llama_cpp.llama_sampler_init_dist(seed))
         self.kernel_draw = None
-        if sampling.temperature == 0 or 0 < sampling.top_k <= MOST_LIKELIEST:
+        if sampling.temperature == 0 or 0 < sampling.top_k <= KERNEL_MOST_TOP_K:
             self.kernel_draw = cpu.Draw(
                 never=self._never.ctypes.data,
                 never_count=len(self._never),
@@ -110,7 +110,7 @@ class Sampler:
         Raises:
             GenerationError: the grammar leaves no token, or the logits are no numbers.
         """
-        token = self._draw_likely(logits[row]) if likely is None else likely
+        token = self._draw_by_numpy(logits[row]) if likely is None else likely
         if token < 0:
             raise GenerationError("llm_failed", "The model's logits are no numbers.")
         if self._grammar is not None and constrained:
@@ -138,7 +138,7 @@ class Sampler:
                 lowered = np.where(lowered > 0, lowered / repeat, lowered * repeat)
             logits[written] = lowered - self._sampling.presence_penalty
 
-    def _draw_likely(self, logits: Logits) -> int:
+    def _draw_by_numpy(self, logits: Logits) -> int:
         """The token that the chain draws, shown only what it would not drop first of all; -1: none."""
         logits[self._never] = -math.inf
         self._penalize(logits)
