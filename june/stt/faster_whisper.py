@@ -15,7 +15,7 @@ from typing import Any, Literal
 import ctranslate2
 import numpy as np
 import numpy.typing as npt
-from faster_whisper import WhisperModel
+from faster_whisper import WhisperModel, transcribe
 from faster_whisper.transcribe import Segment
 from faster_whisper.vad import get_speech_timestamps
 
@@ -53,6 +53,10 @@ NOTES_AT_ONCE = 2
 
 ENERGETIC_RMS = 0.01
 """-40 dBFS: a recording this loud without speech in it, says the VAD, is listened to once more."""
+
+
+transcribe.tqdm.monitor_interval = 0
+"""Its progress bars, which nobody sees here, would begin a thread that outlives june's."""
 
 
 class FasterWhisper:
