@@ -1,11 +1,10 @@
 """The composition root: builds every part from the settings and owns how long it lives."""
 
 import asyncio
-import gc
 import shutil
 import time
-from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import datetime, timedelta
 from functools import partial
 from importlib import import_module
@@ -46,7 +45,7 @@ from june.telemetry import (
     queue_oldest_new_age_seconds,
     report_repeats,
 )
-from june.workers import ModelThread, settled, try_for, watched_loop
+from june.workers import ModelThread, settled, short_collections, try_for, watched_loop
 
 STEADY_S = 60.0
 """An adapter that ran for so long begins its pauses anew."""
@@ -124,20 +123,6 @@ async def _beside(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
         yield
     finally:
         await _end(task)
-
-
-@contextmanager
-def _short_collections() -> Iterator[None]:
-    """Leave what stands now out of the garbage collector's passes.
-
-    It is libraries and models, 260,000 objects that never become garbage. A full pass over them held every
-    thread up for 0.19 s, in the midst of somebody's turn.
-    """
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
 
 
 async def _sample(store: Store, folder: Path) -> None:
@@ -289,7 +274,7 @@ class June:
             speaker = Speaker(self._store, pipeline, self._delivery.wake)
             parts = [asyncio.create_task(part.run()) for part in (dispatcher, speaker)]
             try:
-                with _short_collections():
+                with short_collections():
                     ended, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
                 for part in ended:
                     part.result()

@@ -170,6 +170,7 @@ async def test_an_answer_ends_where_the_context_does(
         assert (await answer(cramped, asks(ECHO))).text == EMOJI
 
 
+@pytest.mark.usefixtures("punctual")
 async def test_closing_a_stream_stops_the_model_and_the_next_answer_is_right(llm: LlamaCpp) -> None:
     request = asks(STORY, max_tokens=120, ignore_eos=True)
     whole = await answer(llm, request)

@@ -107,6 +107,7 @@ async def test_a_recording_longer_than_the_window_is_heard_to_its_end(
     assert wrong_words(spoken, transcript.text) <= len(spoken.split()) / 10
 
 
+@pytest.mark.usefixtures("punctual")
 async def test_cancelling_frees_the_model_for_the_next_recording(
     stt: FasterWhisper, questions: tuple[Question, ...]
 ) -> None:
@@ -200,6 +201,7 @@ async def test_two_notes_that_fail_on_the_gpu_move_the_model_to_the_cpu_once(
     await stt.close()
 
 
+@pytest.mark.usefixtures("punctual")
 async def test_cancelling_while_the_encoder_works_spares_the_decoder(
     stt: FasterWhisper, questions: tuple[Question, ...]
 ) -> None:
@@ -218,6 +220,7 @@ async def test_cancelling_while_the_encoder_works_spares_the_decoder(
     assert min(cancelled_s) < min(whole_s) * 0.8
 
 
+@pytest.mark.usefixtures("punctual")
 async def test_cancelling_ends_the_search_for_a_better_text(
     settings: Settings, model_paths: dict[str, Path], questions: tuple[Question, ...]
 ) -> None:

@@ -51,6 +51,7 @@ async def test_a_faster_voice_takes_less_time(
     assert duration_s(hurried) < 0.7 * duration_s(calm)  # Piper rounds each sound up to 12 ms
 
 
+@pytest.mark.usefixtures("punctual")
 async def test_cancelling_stops_in_the_middle_of_a_sentence(tts: Piper) -> None:
     whole_s = 60.0
     for _ in range(2):  # the first long sentence has its memory to find

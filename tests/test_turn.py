@@ -83,6 +83,7 @@ async def test_a_spoken_question_gets_a_spoken_answer(
 
 @pytest.mark.parametrize("overlap", [False, True])
 @pytest.mark.parametrize("is_spoken", [False, True])
+@pytest.mark.usefixtures("punctual")
 async def test_the_event_loop_is_never_50_ms_late_while_the_models_work(
     settings: Settings, real: Real, spoken: TurnRequest, overlap: bool, is_spoken: bool
 ) -> None:
@@ -115,6 +116,7 @@ async def ticker(interval_s: float = 0.005) -> AsyncIterator[list[float]]:
     await asyncio.wait([ticking])
 
 
+@pytest.mark.usefixtures("punctual")
 async def test_a_turn_cancelled_at_any_moment_sets_the_models_free(
     settings: Settings, real: Real, spoken: TurnRequest
 ) -> None:
