@@ -27,6 +27,7 @@ from june.stt.faster_whisper import FasterWhisper
 from june.tts import TextToSpeech
 from june.tts.piper import Piper
 from tests.fakes import FakeLlm, FakeModel, FakeStt, FakeTts
+from tests.lateness import watched
 
 WRITTEN = TurnRequest(text="What is blue?")
 BROKEN_VOICE = SynthesisError("tts_failed", "The voice is broken.")
@@ -91,29 +92,13 @@ async def test_the_event_loop_is_never_50_ms_late_while_the_models_work(
     worst_s = []
     async with pipeline(settings, *real, reply={"overlap": overlap}) as june:
         for _ in range(3):
-            async with ticker() as lateness_s:
+            async with watched() as lateness:
                 await june.answer(spoken if is_spoken else WRITTEN)
-            assert len(lateness_s) > 10
-            worst_s.append(max(lateness_s))
+            assert len(lateness.loop) > 10
+            worst_s.append(lateness.worst_s())
             if worst_s[-1] < 0.05:
                 return
     pytest.fail(f"late by {worst_s} s")
-
-
-@asynccontextmanager
-async def ticker(interval_s: float = 0.005) -> AsyncIterator[list[float]]:
-    lateness_s: list[float] = []
-
-    async def tick() -> None:
-        while True:
-            begin = time.perf_counter()
-            await asyncio.sleep(interval_s)
-            lateness_s.append(time.perf_counter() - begin - interval_s)
-
-    ticking = asyncio.create_task(tick())
-    yield lateness_s
-    ticking.cancel()
-    await asyncio.wait([ticking])
 
 
 @pytest.mark.usefixtures("punctual")
