@@ -359,6 +359,20 @@ async def try_for(limit_s: float, function: Callable[[], object]) -> bool:
     return bool(done)
 
 
+@contextmanager
+def short_collections() -> Iterator[None]:
+    """Leave what stands now out of the garbage collector's passes.
+
+    It is libraries and models, 260,000 objects that never become garbage. A full pass over them held every
+    thread up for 0.19 s, in the midst of somebody's turn.
+    """
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
 @asynccontextmanager
 async def watched_loop(limit_s: float) -> AsyncIterator[None]:
     """Sample how late the event loop is, and guard it against standing still, for as long as the block lasts.
@@ -382,20 +396,6 @@ async def watched_loop(limit_s: float) -> AsyncIterator[None]:
         await settled(sampling)
         if watchdog is not None:
             watchdog.close()
-
-
-@contextmanager
-def short_collections() -> Iterator[None]:
-    """Leave what stands now out of the garbage collector's passes.
-
-    It is libraries and models, 260,000 objects that never become garbage. A full pass over them held every
-    thread up for 0.19 s, in the midst of somebody's turn.
-    """
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
 
 
 async def _sample(watchdog: "_Watchdog | None", limit_s: float) -> None:

@@ -12,7 +12,7 @@ Span = tuple[float, float]
 
 TICK_S = 0.005
 STANDSTILL_S = 0.02
-"""Whoever slept waits less for those who compute, and longer only for a CPU that another machine has."""
+"""Programs that compute keep one that slept from its CPU for less; a CPU taken away does for more."""
 ON_A_CPU = f"""
 import os, sys, time
 os.sched_setaffinity(0, {{int(sys.argv[1])}})

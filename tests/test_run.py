@@ -256,7 +256,16 @@ async def test_twenty_people_at_once_are_all_answered_in_order_and_the_loop_neve
         first = server.push("hello", user=people[0])
         await server.wait_for(partial(is_last_answer, server, first), timeout_s=60)
         async with watched() as lateness:
-            await all_are_answered(server, people, questions[0].audio)
+            asked = {
+                person: [
+                    server.push_file("voice", questions[0].audio, user=person),
+                    server.push("Why?", user=person),
+                ]
+                for person in people
+            }
+            for messages in asked.values():
+                for message_id in messages:
+                    await server.wait_for(partial(is_last_answer, server, message_id), timeout_s=120)
         looked_at, left_out = len(gc.get_objects()), gc.get_freeze_count()
         stop.set()
         await serving
@@ -265,22 +274,11 @@ async def test_twenty_people_at_once_are_all_answered_in_order_and_the_loop_neve
         left = {task.get_name() for task in asyncio.all_tasks() - tasks if "june" in repr(task.get_coro())}
         assert not left
         assert not set(threading.enumerate()) - threads
+        for person, messages in asked.items():
+            sent = [call.reply_to for call in server.sent("sendMessage", person)]
+            assert sent[-2:] == messages
+            assert [call.reply_to for call in server.sent("sendVoice", person)] == messages[:1]
         assert lateness.worst_s() < 0.1
-
-
-async def all_are_answered(server: TelegramServer, people: list[int], recording: bytes) -> None:
-    """Each says something and writes something, and is answered in that order."""
-    asked = {
-        person: [server.push_file("voice", recording, user=person), server.push("Why?", user=person)]
-        for person in people
-    }
-    for messages in asked.values():
-        for message_id in messages:
-            await server.wait_for(partial(is_last_answer, server, message_id), timeout_s=120)
-    for person, messages in asked.items():
-        assert [call.reply_to for call in server.sent("sendMessage", person)][-2:] == messages
-        spoken = [call.reply_to for call in server.sent("sendVoice", person)]
-        assert [message_id for message_id in spoken if message_id in messages] == messages[:1]
 
 
 async def test_without_a_chat_app_june_says_so(tmp_path: Path) -> None:

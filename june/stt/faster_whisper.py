@@ -54,9 +54,8 @@ NOTES_AT_ONCE = 2
 ENERGETIC_RMS = 0.01
 """-40 dBFS: a recording this loud without speech in it, says the VAD, is listened to once more."""
 
-
+# The library's progress bars, which nobody sees here, would begin a thread that outlives june's.
 transcribe.tqdm.monitor_interval = 0
-"""Its progress bars, which nobody sees here, would begin a thread that outlives june's."""
 
 
 class FasterWhisper:
