@@ -9,7 +9,6 @@ import sys
 import zlib
 from collections.abc import Callable
 from fractions import Fraction
-from pathlib import Path
 from typing import cast
 
 import av
@@ -24,7 +23,7 @@ from hypothesis.extra import numpy as hnp
 from june.audio import OpusEncoder, decode, level_speech
 from june.errors import AudioError
 from june.messages import Pcm
-from june.settings import AudioSettings
+from june.settings import PROJECT_ROOT, AudioSettings
 
 Samples = npt.NDArray[np.int16]
 SETTINGS = AudioSettings()
@@ -304,7 +303,7 @@ def test_a_bomb_costs_under_50_ms_and_50_mb(code: str, hostile: Callable[[], byt
         input=hostile(),
         capture_output=True,
         check=True,
-        cwd=Path(__file__).parent.parent,
+        cwd=PROJECT_ROOT,
     )
     refused_with, cpu_s, peak_mb = json.loads(child.stdout)
     assert refused_with == code

@@ -1,6 +1,6 @@
 """From a voice message's arrival to its answer's, through a Bot API server on loopback.
 
-    .venv/bin/python -m tests.bench_chat
+    .venv/bin/python -m tests.bench.chat
 
 Prints one JSON line: seconds from a question's arrival at the server to the end of the `sendVoice` upload,
 with answers of 40 tokens to questions of some 6 s: ten turns of one conversation, then rounds in which four

@@ -20,7 +20,7 @@ from june.messages import ChatMessage, ChatRequest, Delta, Sampling, Tool, ToolC
 from june.settings import LlmSettings, Settings
 from june.workers import StopFlag
 from tests.conftest import LLM
-from tests.test_llm import another, with_engine
+from tests.llm.test_llm import another, with_engine
 
 GREEDY = Sampling(temperature=0)
 STORY = "Tell me a story about a fox."

@@ -29,7 +29,7 @@ from june.llm.scheduler import Part
 from june.messages import ChatMessage, ChatRequest, Sampling
 from june.settings import LlmSettings, Settings
 from tests.conftest import LLM
-from tests.test_llm import Listener, run, with_engine
+from tests.llm.test_llm import Listener, run, with_engine
 
 needs_kernel = pytest.mark.skipif(
     not any(kernel.runs_here for kernel in kernels.LLM), reason="this CPU runs none of june's kernels"

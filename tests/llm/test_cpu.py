@@ -15,8 +15,8 @@ from june.llm import cpu, cpu_format
 from june.llm.llama_cpp import LlamaCpp
 from june.settings import LlmSettings, Settings
 from tests.conftest import CATALOGUE, LLM
-from tests.test_isolation import Forced, Logits, asks, logits_of, needs_kernel
-from tests.test_llm import with_engine
+from tests.llm.test_isolation import Forced, Logits, asks, logits_of, needs_kernel
+from tests.llm.test_llm import with_engine
 
 BLOCK = 32
 F32, F16, Q4_1, Q8_0, Q8_1 = 0, 1, 3, 8, 9
