@@ -1,5 +1,8 @@
 """Logs, metrics and traces: what june tells of itself, and to nobody what people say."""
 
+from importlib import import_module
+
+from june.settings import TelemetrySettings
 from june.telemetry.logs import configure_logging, hashed, log, report_repeats, where
 from june.telemetry.metrics import (
     Facts,
@@ -25,12 +28,11 @@ from june.telemetry.metrics import (
     queue_oldest_new_age_seconds,
 )
 from june.telemetry.stages import (
-    close_traces,
     finish_trace,
     following,
     new_trace_context,
     note_wait,
-    open_traces,
+    send_spans_to,
     stage,
     trace_id,
 )
@@ -71,3 +73,17 @@ __all__ = [
     "trace_id",
     "where",
 ]
+
+
+def open_traces(settings: TelemetrySettings) -> None:
+    """Send spans from now on if the settings name a receiver; only then is OpenTelemetry loaded."""
+    if settings.otlp_endpoint:
+        traces = import_module("june.telemetry.traces")
+        send_spans_to(traces.SpanSender(settings.otlp_endpoint))
+
+
+def close_traces() -> None:
+    """Send the spans that are left and stop; blocks while the receiver hangs, which may be long."""
+    sender = send_spans_to(None)
+    if sender is not None:
+        sender.close()

@@ -14,74 +14,24 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
-from importlib import import_module
-from typing import TYPE_CHECKING
 
 from june.errors import DeliveryError, StageError
-from june.settings import TelemetrySettings
 from june.telemetry.logs import bound_fields, hashed, log
+from june.telemetry.measured import CANCELLED, OK, Measured, Sender, Trace
 from june.telemetry.metrics import Facts, inflight, observe_stage, queue_wait_seconds, turn_seconds
 
-if TYPE_CHECKING:
-    from june.telemetry.traces import SpanSender
-
 TRACE_CONTEXT = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-(0[01])")
-OK, CANCELLED = "ok", "cancelled"
-
-
-@dataclass(frozen=True, slots=True)
-class Trace:
-    """The trace of one message.
-
-    Attributes:
-        id: 32 hexadecimal digits.
-        root_id: of its root span, 16 hexadecimal digits.
-        is_sent: whether its spans go to a receiver; it was decided when the message was received.
-        conversation: hash of the message's chat.
-    """
-
-    id: str
-    root_id: str
-    is_sent: bool
-    conversation: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """What became of a piece of work.
-
-    Attributes:
-        begin_s: seconds since 1970.
-        outcome: "ok", or why it ended otherwise.
-        is_error: whether it failed; what was cancelled did not.
-    """
-
-    name: str
-    begin_s: float
-    seconds: float
-    outcome: str
-    is_error: bool
-    facts: Facts
 
 
 _followed: ContextVar[Trace | None] = ContextVar("trace", default=None)
-_sender: "SpanSender | None" = None
+_sender: Sender | None = None
 
 
-def open_traces(settings: TelemetrySettings) -> None:
-    """Send spans from now on, if the settings say where to; OpenTelemetry is loaded only then."""
-    global _sender  # noqa: PLW0603 - the receiver is one for the process
-    if settings.otlp_endpoint:
-        _sender = import_module("june.telemetry.traces").SpanSender(settings.otlp_endpoint)
-
-
-def close_traces() -> None:
-    """Send what is left and stop sending; blocks while the receiver hangs, which may be long."""
+def send_spans_to(sender: Sender | None) -> Sender | None:
+    """Send spans by `sender` from now on, or (None) send none; return what sent them before."""
     global _sender
-    sender, _sender = _sender, None
-    if sender is not None:
-        sender.close()
+    former, _sender = _sender, sender
+    return former
 
 
 def new_trace_context() -> str:

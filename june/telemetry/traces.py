@@ -23,8 +23,8 @@ from opentelemetry.util.types import AttributeValue
 
 from june import __version__
 from june.telemetry.logs import log
+from june.telemetry.measured import CANCELLED, Measured, Trace
 from june.telemetry.metrics import errors_total
-from june.telemetry.stages import CANCELLED, Measured, Trace
 
 MAX_WAITING_SPANS = 2048
 SEND_EVERY_S = 1.0
