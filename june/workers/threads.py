@@ -1,45 +1,21 @@
-"""The only place that owns threads: one for each model and for the store, and one that watches the loop.
-
-A model computes on its own `ModelThread`, so that the event loop never waits for it; one that can work for
-two people at once has two threads on one queue. The queue is bounded; the caller's context variables (the
-trace among them) travel with each job; a generator runs to its end inside the thread and only its items
-come out. Whoever cancels a job waits until the thread has let go of it, so that a cancelled turn leaves
-nothing running. A job may also serve many callers at once, each through a `Channel` of its own.
-
-What this does not do: interrupt native code. A job is asked to stop through its `StopFlag`, and
-stops where it looks at the flag or where its library can be interrupted.
-"""
+"""Threads: one for each model and for the store, one beside another thread, and one for a single try."""
 
 import asyncio
-import faulthandler
-import gc
-import os
 import queue
 import threading
-import time
-from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 from concurrent.futures import Future
-from contextlib import asynccontextmanager, closing, contextmanager
+from contextlib import closing, contextmanager
 from contextvars import copy_context
-from functools import partial
-from typing import Concatenate, Generic, ParamSpec, TypeVar
+from typing import Concatenate, ParamSpec, TypeVar
 
 from june.errors import Stage, StageError
-from june.telemetry import event_loop_lag_seconds, log
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 MAX_JOBS = 64
 MAX_ITEMS = 256
-
-LAG_SAMPLE_S = 0.1
-STDERR = 2
-LOOKS = 4
-"""How often the watchdog looks in the time that the loop may stand still."""
-STANDSTILL_STATUS = 70
-"""Exit status after the event loop stood still: EX_SOFTWARE of sysexits.h."""
 
 
 class StopFlag:
@@ -245,80 +221,6 @@ class SideThread:
         self.wait()
 
 
-class Mailbox:
-    """What a thread has for the event loop, handed over at one wake-up; made on the event loop.
-
-    Each wake-up takes a core, for some 0.1 ms, from a thread that computes on all of them.
-    """
-
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._calls: deque[Callable[[], None]] = deque()
-
-    def add(self, call: Callable[[], None]) -> None:
-        """Have something called on the loop after the next `flush`; on any thread."""
-        self._calls.append(call)
-
-    def flush(self) -> None:
-        """Wake the loop, if there is anything for it; on any thread."""
-        if self._calls:
-            self._loop.call_soon_threadsafe(self._deliver)
-
-    def _deliver(self) -> None:
-        while self._calls:
-            self._calls.popleft()()
-
-
-class Channel(Generic[T]):
-    """Items that a thread posts and one coroutine reads, in order; made on the event loop.
-
-    Nothing bounds how far the thread runs ahead: it posts only what is bounded in itself.
-
-    Args:
-        mailbox: takes items and end to the loop; whoever posts flushes it.
-
-    Attributes:
-        stop: set when nobody reads any more; the thread then calls `end` as soon as it can.
-    """
-
-    def __init__(self, mailbox: Mailbox) -> None:
-        self.stop = StopFlag()
-        self._mailbox = mailbox
-        self._items: asyncio.Queue[T | None] = asyncio.Queue()
-        self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-    def post(self, item: T) -> None:
-        """Hand over an item, which is never None; on any thread."""
-        self._mailbox.add(partial(self._items.put_nowait, item))
-
-    def end(self, error: BaseException | None = None) -> None:
-        """Let the reader return after the last item, or raise `error`; on any thread, first come."""
-        self._mailbox.add(partial(self._end, error))
-
-    def _end(self, error: BaseException | None) -> None:
-        if self._ended.done():
-            return
-        if error is None:
-            self._ended.set_result(None)
-        else:
-            self._ended.set_exception(error)
-        self._items.put_nowait(None)
-
-    async def read(self) -> AsyncGenerator[T, None]:
-        """The items; closing the generator sets `stop` and waits for `end`.
-
-        Raises:
-            BaseException: what `end` was called with.
-        """
-        try:
-            while (item := await self._items.get()) is not None:
-                yield item
-            await self._ended
-        finally:
-            self.stop.set()
-            await settled(self._ended)
-
-
 async def settled(future: asyncio.Future[T]) -> None:
     """Return when the future is done; a cancellation meanwhile is raised then, and not before."""
     cancelled = False
@@ -357,84 +259,3 @@ async def try_for(limit_s: float, function: Callable[[], object]) -> bool:
     if done:
         finished.result()
     return bool(done)
-
-
-@contextmanager
-def short_collections() -> Iterator[None]:
-    """Leave what stands now out of the garbage collector's passes.
-
-    It is libraries and models, 260,000 objects that never become garbage. A full pass over them held every
-    thread up for 0.19 s, in the midst of somebody's turn.
-    """
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
-
-
-@asynccontextmanager
-async def watched_loop(limit_s: float) -> AsyncIterator[None]:
-    """Sample how late the event loop is, and guard it against standing still, for as long as the block lasts.
-
-    When the loop has stood still for the time, the stacks of all threads go to standard error: that of the
-    main thread names the line that blocks. When it has for twice the time, the process ends with
-    `STANDSTILL_STATUS`, so that whoever started june starts it again; so it does not when the whole process
-    was halted meanwhile. Code that keeps Python's own lock, such as a search with a bad regular expression,
-    keeps the watchdog from looking too: after four times the time the stacks are shown all the same, and the
-    process ends with status 1.
-
-    Args:
-        limit_s: how long the loop may stand still, seconds; 0: for ever.
-    """
-    watchdog = _Watchdog(limit_s) if limit_s else None
-    sampling = asyncio.create_task(_sample(watchdog, limit_s))
-    try:
-        yield
-    finally:
-        sampling.cancel()
-        await settled(sampling)
-        if watchdog is not None:
-            watchdog.close()
-
-
-async def _sample(watchdog: "_Watchdog | None", limit_s: float) -> None:
-    while True:
-        begin = time.perf_counter()
-        await asyncio.sleep(LAG_SAMPLE_S)
-        lag_s = max(0.0, time.perf_counter() - begin - LAG_SAMPLE_S)
-        event_loop_lag_seconds.observe(lag_s)
-        if watchdog is not None:
-            watchdog.pat()
-            if lag_s > limit_s:
-                log.error("loop.stood_still", seconds=round(lag_s, 2))
-
-
-class _Watchdog:
-    def __init__(self, limit_s: float) -> None:
-        self._limit_s = limit_s
-        self._pats = 0
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="june-watchdog", daemon=True)
-        self._thread.start()
-
-    def pat(self) -> None:
-        """The loop runs."""
-        self._pats += 1
-
-    def close(self) -> None:
-        self._ended.set()
-        self._thread.join()
-        faulthandler.cancel_dump_traceback_later()
-
-    def _watch(self) -> None:
-        seen = looks = 0
-        while not self._ended.wait(self._limit_s / LOOKS):
-            looks = looks + 1 if self._pats == seen else 0
-            seen = self._pats
-            if looks == 0:  # by a thread of C, which needs no lock of Python's
-                faulthandler.dump_traceback_later(4 * self._limit_s, exit=True, file=STDERR)
-            elif looks == LOOKS:  # no event: whoever blocks the loop may hold the log's lock
-                faulthandler.dump_traceback(STDERR)
-            elif looks == 2 * LOOKS:
-                os._exit(STANDSTILL_STATUS)
