@@ -1,0 +1,224 @@
+"""The composition root: builds every part from the settings and owns how long it lives."""
+
+import asyncio
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from functools import partial
+from importlib import import_module
+
+from june.api.server import serving
+from june.api.services import Services
+from june.app.answering import Answering, open_answering
+from june.app.gauges import keep_gauges
+from june.app.reporting import Reporter
+from june.app.supervision import beside, end, keep_running, observed
+from june.chat import Adapter
+from june.chat.addresses import AddressBook
+from june.chat.commands import Commands
+from june.chat.delivery import Delivery
+from june.chat.intake import Gate
+from june.conversation.leases import Leases
+from june.errors import SENTENCES, SettingsError
+from june.lineup import present_llms
+from june.llm import states
+from june.messages import ModelDescription, Outbound, Platform
+from june.settings import Settings
+from june.store import Received, Store, open_store
+from june.store.upkeep import keep_tidy
+from june.telemetry import finish_trace, following, log
+
+SHUTDOWN_DELIVERY_S = 3.0
+"""Time for sending what is due, even when the turns took all the time there was."""
+
+
+def create_adapters(settings: Settings) -> dict[Platform, Adapter]:
+    """An adapter for each chat app whose token is set.
+
+    Raises:
+        SettingsError: no token is set.
+    """
+    adapters: dict[Platform, Adapter] = {}
+    if settings.telegram.token.get_secret_value():
+        telegram = import_module("june.chat.telegram")
+        adapters["telegram"] = telegram.Telegram(settings.telegram, settings.delivery)
+    if settings.discord.token.get_secret_value():
+        discord = import_module("june.chat.discord")
+        adapters["discord"] = discord.Discord(settings.discord, settings.delivery)
+    if not adapters:
+        raise SettingsError(
+            "june is on no chat app: set telegram.token or discord.token, in settings.toml, as a secret file "
+            "or as the variable JUNE_TELEGRAM__TOKEN or JUNE_DISCORD__TOKEN."
+        )
+    return adapters
+
+
+async def serve(settings: Settings, stop: asyncio.Event) -> None:
+    """Serve the chat apps until `stop` is set; then end in order, with nothing lost.
+
+    Raises:
+        SettingsError: no chat app is set.
+        StoreError: the store cannot be opened, or failed.
+        ModelFileError, ModelLoadError: a model cannot be loaded.
+    """
+    adapters = create_adapters(settings)
+    if not settings.access.owners:
+        log.warning("access.no_owner", detail="nobody is served: set access.owners, see README.md")
+    keep_turns = settings.chat.history_messages // 2
+    async with (
+        observed(settings.telemetry),
+        open_store(settings.store.path) as store,
+        beside(keep_gauges(store, settings.store.path.parent)),
+    ):
+        june = June(settings, store, adapters)
+        async with beside(keep_tidy(store, settings.store, keep_turns=keep_turns, forget=june.forget_pruned)):
+            await store.recover(max_attempts=settings.chat.max_attempts, explain=_explain_attempts)
+            await june.run(stop)
+
+
+def _explain_attempts(received: Received) -> Outbound:
+    message = received.message
+    with following(received.trace_context, turn=received.id, chat=message.chat):
+        finish_trace(
+            received.received_at_s,
+            turn_s=None,
+            platform=message.platform,
+            outcome="failed",
+            error="attempts_spent",
+            message_id=message.message_id,
+            kind=message.kind,
+            role=received.role,
+        )
+    return Outbound(message.chat, "text", SENTENCES["attempts_spent"], reply_to=message.message_id)
+
+
+class June:
+    """june on the chat apps.
+
+    What arrives is stored from the first moment, and answered when the models are ready. At the end the
+    intake stops first, then the turns, then the delivery.
+    """
+
+    def __init__(self, settings: Settings, store: Store, adapters: Mapping[Platform, Adapter]) -> None:
+        self._settings = settings
+        self._store = store
+        self._adapters = adapters
+        self._answering: Answering | None = None
+        self._reporter = Reporter(store, adapters)
+        self._delivery = Delivery(store, adapters, settings.delivery)
+        self._addresses = AddressBook(store, settings.access, adapters)
+        self._leases = Leases(store, settings.queue, self._addresses, self._delivery.wake)
+        self._gate = Gate(
+            store,
+            settings.access,
+            settings.routes,
+            on_received=self._notice,
+            on_outbox=self._delivery.wake,
+        )
+        self._commands = Commands(
+            store,
+            self._gate,
+            settings,
+            was_stopped=self._was_stopped,
+            forget=self._forget,
+            status=self._status,
+        )
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Serve until `stop` is set, or a part fails that nothing works without.
+
+        Raises:
+            StoreError: the store failed.
+            ModelFileError, ModelLoadError: a model cannot be loaded.
+        """
+        async with AsyncExitStack() as stack:
+            for adapter in self._adapters.values():
+                stack.push_async_callback(adapter.close)
+            serving_api = await stack.enter_async_context(AsyncExitStack())
+            if self._settings.api.host:
+                await serving_api.enter_async_context(serving(self._settings.api, self._services()))
+            intakes = [
+                asyncio.create_task(keep_running(adapter, self._gate)) for adapter in self._adapters.values()
+            ]
+            delivering = asyncio.create_task(self._delivery.run())
+            answering = asyncio.create_task(self._answer())
+            keeping = asyncio.create_task(self._leases.run())
+            stopping = asyncio.create_task(stop.wait())
+            try:
+                parts = (delivering, answering, keeping, stopping)
+                await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
+                log.info("june.stopping")
+            finally:
+                begin = time.monotonic()
+                await end(*intakes, stopping, keeping)
+                await serving_api.aclose()
+                await end(answering)
+                rest_s = self._settings.chat.shutdown_s - (time.monotonic() - begin)
+                await self._delivery.drain(max(rest_s, SHUTDOWN_DELIVERY_S))
+                await end(delivering)
+            for task in (answering, delivering, keeping):
+                if not task.cancelled():
+                    task.result()
+
+    async def forget_pruned(self, age_s: float, chats: Iterable[str]) -> None:
+        """Have the language model keep nothing of chats that lost a message, or were idle for so long.
+
+        Raises:
+            GenerationError: something cannot be deleted.
+        """
+        if self._settings.llm.state_dir:
+            await states.delete(self._settings.llm.state_dir, older_than_s=age_s)
+        for chat in chats:
+            await self._forget(chat)
+
+    async def _answer(self) -> None:
+        """Load the models and answer what was received, until cancelled."""
+        try:
+            async with open_answering(
+                self._settings,
+                store=self._store,
+                adapters=self._adapters,
+                addresses=self._addresses,
+                run_command=self._commands.run,
+                wake_delivery=self._delivery.wake,
+            ) as answering:
+                self._answering = answering
+                log.info("june.ready")
+                await answering.run()
+        finally:
+            self._answering = None
+
+    def _services(self) -> Services:
+        """What the API needs."""
+        return Services(
+            store=self._store,
+            queue=self._settings.queue,
+            addresses=self._addresses,
+            adapters=self._adapters,
+            explanation=self._leases.explanation,
+            on_outbox=self._delivery.wake,
+            models=self._descriptions,
+            is_ready=lambda: self._answering is not None and self._answering.models.llm.is_loaded,
+            llm=lambda: self._answering.models.llm if self._answering is not None else None,
+            present_llms=partial(present_llms, self._settings),
+        )
+
+    def _descriptions(self) -> Sequence[ModelDescription]:
+        return self._answering.descriptions() if self._answering is not None else ()
+
+    def _notice(self, arrived: Sequence[Received]) -> None:
+        if self._answering is not None:
+            self._answering.dispatcher.notice(arrived)
+
+    def _was_stopped(self, chat: str) -> bool:
+        return self._answering is not None and self._answering.dispatcher.was_stopped(chat)
+
+    async def _status(self, for_owner: bool) -> str:
+        return await self._reporter.status(self._answering, for_owner=for_owner)
+
+    async def _forget(self, chat: str) -> None:
+        """Have the language model keep nothing of a chat."""
+        if self._answering is not None:
+            await self._answering.models.llm.forget(chat)
+        elif self._settings.llm.state_dir:
+            await states.delete(self._settings.llm.state_dir, conversations=(chat,))
