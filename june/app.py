@@ -31,7 +31,7 @@ from june.llm import states
 from june.messages import ModelDescription, Outbound, Platform
 from june.settings import Settings
 from june.store import Received, Store, open_store
-from june.store.upkeep import keep_tidy
+from june.store.retention import keep_tidy
 from june.telemetry import (
     adapter_up,
     close_traces,
@@ -96,9 +96,9 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
     ):
         june = June(settings, store, adapters)
         async with _beside(
-            keep_tidy(store, settings.store, keep_turns=keep_turns, forget=june.forget_pruned)
+            keep_tidy(store.upkeep, settings.store, keep_turns=keep_turns, forget=june.forget_pruned)
         ):
-            await store.recover(max_attempts=settings.chat.max_attempts, explain=_explain_attempts)
+            await store.upkeep.recover(max_attempts=settings.chat.max_attempts, explain=_explain_attempts)
             await june.run(stop)
 
 
@@ -131,7 +131,7 @@ async def _sample(store: Store, folder: Path) -> None:
         report_repeats()
         try:
             disk_free_bytes.set(shutil.disk_usage(folder).free)
-            waiting = await store.waiting()
+            waiting = await store.history.waiting()
         except (JuneError, OSError) as error:  # whoever needs the file says so
             errors_total.labels("sample", type(error).__name__).inc()
         else:
@@ -324,7 +324,7 @@ class June:
         status = Status(
             __version__,
             tuple(self._descriptions()),
-            await self._store.waiting(),
+            await self._store.history.waiting(),
             self._dispatcher.last_timings_s if self._dispatcher is not None else {},
         )
         return status_text(status, await self._details() if for_owner else None)
@@ -341,12 +341,12 @@ class June:
             await asking.close()
         now = datetime.now().astimezone()
         today = now.replace(hour=0, minute=0, second=0, microsecond=0)
-        use = await self._store.use(
+        use = await self._store.history.use(
             day_since_s=today.timestamp(), month_since_s=(now - timedelta(days=30)).timestamp()
         )
         return Details(
             apps={platform: adapter.health() for platform, adapter in self._adapters.items()},
-            last_hour=await self._store.stats(since_s=now.timestamp() - HOUR_S),
+            last_hour=await self._store.history.stats(since_s=now.timestamp() - HOUR_S),
             up_s=time.monotonic() - self._started_s,
             errors=errors_since_start(),
             gpus=gpus,
