@@ -130,26 +130,26 @@ class Office:
     async def expire(self) -> int:
         """End what has run out."""
         explain = await self.leases.explanation()
-        return await self.store.expire(max_attempts=self.queue.max_attempts, explain=explain)
+        return await self.store.queue.expire(max_attempts=self.queue.max_attempts, explain=explain)
 
     async def arrive(self, *texts: str, user: str = OWNER, **fields: Any) -> list[Received]:
         """Messages for the queue."""
-        number = len(await self.store.history(limit=10**6)) + 100
+        number = len(await self.store.history.entries(limit=10**6)) + 100
         batch = [
             inbound(number + index, user, text, **{"route": "queue", **fields})
             for index, text in enumerate(texts)
         ]
         role: Role = "owner" if user in self.access.owners else "allowed"
-        return await self.store.receive([(one, role) for one in batch])
+        return await self.store.inbox.receive([(one, role) for one in batch])
 
     async def deliver(self) -> list[str]:
         """Send everything that is due; the texts."""
         sent = []
-        while rows := await self.store.take_due(exclude_chats=(), group_window_s=0):
+        while rows := await self.store.outbox.take_due(exclude_chats=(), group_window_s=0):
             for row in rows:
                 delivered = await self.app.send_text(row.message.chat, row.message.text)
-                await self.store.note_delivered(row.id, delivered)
-                await self.store.mark_sent([row.id])
+                await self.store.outbox.note_delivered(row.id, delivered)
+                await self.store.outbox.mark_sent([row.id])
                 sent.append(row.message.text)
         return sent
 

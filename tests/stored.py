@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from june.messages import Attachment, Inbound, InboundKind, Outbound
-from june.store import Queued, Received, Store
+from june.store import DueMessage, Received, Store
 
 ANNA = "telegram:1"
 BERT = "telegram:2"
@@ -42,14 +42,14 @@ def explain(received: Received) -> Outbound:
 
 
 async def receive(store: Store, *messages: Inbound) -> list[Received]:
-    return await store.receive([(message, "owner") for message in messages])
+    return await store.inbox.receive([(message, "owner") for message in messages])
 
 
 async def claim(store: Store, *exclude_chats: str) -> Received:
-    received = await store.claim(exclude_chats=exclude_chats, lease_s=60)
+    received = await store.inbox.claim(exclude_chats=exclude_chats, lease_s=60)
     assert received is not None
     return received
 
 
-async def take(store: Store, *exclude_chats: str, group_window_s: float = 1.0) -> tuple[Queued, ...]:
-    return await store.take_due(exclude_chats=exclude_chats, group_window_s=group_window_s)
+async def take(store: Store, *exclude_chats: str, group_window_s: float = 1.0) -> tuple[DueMessage, ...]:
+    return await store.outbox.take_due(exclude_chats=exclude_chats, group_window_s=group_window_s)

@@ -35,7 +35,7 @@ OWNERS = {
     "opentelemetry": "telemetry/traces.py",
     "prometheus_client": "telemetry/metrics.py",
     "pynvml": "hardware.py",
-    "sqlite3": "store/database.py",
+    "sqlite3": "store/",
     "structlog": "telemetry/logs.py",
     "xllamacpp": "bench/peers.py",
 }

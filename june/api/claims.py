@@ -24,7 +24,7 @@ class Claims:
 
     async def _claim(self, request: web.Request) -> web.Response:
         body = await read_body(request, Claim)
-        claimed = await self._store.claim_for_program(
+        claimed = await self._store.queue.claim(
             body.filter(id=body.id),
             lease_s=body.lease_s or self._services.queue.lease_s,
             once=read_key(request, body),
@@ -33,7 +33,7 @@ class Claims:
 
     async def _extend(self, request: web.Request) -> web.Response:
         body = await read_body(request, Extend)
-        extended = await self._store.extend(
+        extended = await self._store.queue.extend(
             path_id(request),
             lease_s=body.lease_s or self._services.queue.lease_s,
             attempts=body.attempts,
@@ -43,7 +43,7 @@ class Claims:
 
     async def _respond(self, request: web.Request) -> web.Response:
         body = await read_body(request, Respond)
-        responded = await self._store.respond(
+        responded = await self._store.queue.respond(
             path_id(request),
             body.text,
             is_spoken=body.voice,
@@ -56,7 +56,7 @@ class Claims:
     async def _fail(self, request: web.Request) -> web.Response:
         body = await read_body(request, Fail)
         once = read_key(request, body)
-        failed = await self._store.fail(
+        failed = await self._store.queue.fail(
             path_id(request),
             error=body.error,
             retry=body.retry,

@@ -39,7 +39,7 @@ class Events:
             raise ProblemError(HTTPStatus.SERVICE_UNAVAILABLE, f"{MAX_STREAMS} streams are open already.")
         self._streams += 1
         try:
-            after_id = int(last) if last else await self._store.last_change()
+            after_id = int(last) if last else await self._store.feed.last_change()
             response = web.StreamResponse(headers={"Cache-Control": "no-store"})
             response.content_type = "text/event-stream"
             response.charset = "utf-8"
@@ -55,9 +55,9 @@ class Events:
         await response.write(b"id: %d\n\n" % after_id)
         while not self._services.closing.is_set():
             changed = self._store.next_change()
-            changes, is_whole = await self._store.changes(after_id=after_id, limit=BATCH)
+            changes, is_whole = await self._store.feed.changes(after_id=after_id, limit=BATCH)
             if not is_whole:
-                after_id = changes[0].id - 1 if changes else await self._store.last_change()
+                after_id = changes[0].id - 1 if changes else await self._store.feed.last_change()
                 await response.write(b"id: %d\nevent: reset\ndata: {}\n\n" % after_id)
             for change in changes:
                 data = json.dumps(message_json(change.message))

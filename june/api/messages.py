@@ -49,7 +49,7 @@ class Messages:
 
     async def _list(self, request: web.Request) -> web.Response:
         query = read_query(request, ListQuery)
-        found, last_id = await self._store.messages(
+        found, last_id = await self._store.feed.messages(
             query.filter(direction=query.direction, status=query.status),
             limit=query.limit,
             after_id=None if query.cursor is None else int(query.cursor),
@@ -60,11 +60,11 @@ class Messages:
 
     async def _get(self, request: web.Request) -> web.Response:
         read_query(request, NoQuery)
-        return answer(await self._store.message(path_id(request)))
+        return answer(await self._store.feed.message(path_id(request)))
 
     async def _audio(self, request: web.Request) -> web.Response:
         read_query(request, NoQuery)
-        recording = await self._store.recording(path_id(request))
+        recording = await self._store.feed.recording(path_id(request))
         return web.Response(body=recording, content_type="audio/ogg")
 
     async def _send(self, request: web.Request) -> web.Response:
@@ -83,7 +83,7 @@ class Messages:
             else None,
             other_users=address.other_users,
         )
-        sent = await self._store.send(letter, once=once)
+        sent = await self._store.queue.send(letter, once=once)
         self._services.on_outbox()
         return answer(sent, HTTPStatus.ACCEPTED)
 
@@ -95,7 +95,7 @@ class Messages:
         body = await read_json(request)
         if isinstance(body, dict) and "status" in body:
             wanted = checked(body, ChangeStatus)
-            changed = await self._store.change_status(
+            changed = await self._store.queue.change_status(
                 path_id(request),
                 wanted.status,
                 if_status=wanted.if_status,
@@ -106,7 +106,7 @@ class Messages:
         return await self._change_text(path_id(request), checked(body, ChangeText))
 
     async def _change_text(self, message_id: int, change: ChangeText) -> web.Response:
-        changed = await self._store.change_text(message_id, change.text, op=change.op)
+        changed = await self._store.queue.change_text(message_id, change.text, op=change.op)
         self._services.on_outbox()
         return answer(changed)
 
@@ -125,7 +125,7 @@ class Messages:
                 async with asyncio.timeout(wait_s):
                     while not closing.done():
                         changed = self._store.next_change()
-                        question, reply = await self._store.reply(message_id)
+                        question, reply = await self._store.feed.reply(message_id)
                         if question.status in FINAL:
                             return question, reply
                         changing = asyncio.create_task(changed.wait())
@@ -135,4 +135,4 @@ class Messages:
                             changing.cancel()
         finally:
             closing.cancel()
-        return await self._store.reply(message_id)
+        return await self._store.feed.reply(message_id)

@@ -77,7 +77,7 @@ class Monitoring:
         """What is not done; None: the store does not say."""
         try:
             async with asyncio.timeout(STORE_TIMEOUT_S):
-                return await self._services.store.waiting()
+                return await self._services.store.history.waiting()
         except (StoreError, StageError, TimeoutError):
             return None
 

@@ -25,7 +25,7 @@ from june.llm import states
 from june.messages import ModelDescription, Outbound, Platform
 from june.settings import Settings
 from june.store import Received, Store, open_store
-from june.store.upkeep import keep_tidy
+from june.store.retention import keep_tidy
 from june.telemetry import finish_trace, following, log
 
 SHUTDOWN_DELIVERY_S = 3.0
@@ -71,8 +71,10 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         beside(keep_gauges(store, settings.store.path.parent)),
     ):
         june = June(settings, store, adapters)
-        async with beside(keep_tidy(store, settings.store, keep_turns=keep_turns, forget=june.forget_pruned)):
-            await store.recover(max_attempts=settings.chat.max_attempts, explain=_explain_attempts)
+        async with beside(
+            keep_tidy(store.upkeep, settings.store, keep_turns=keep_turns, forget=june.forget_pruned)
+        ):
+            await store.upkeep.recover(max_attempts=settings.chat.max_attempts, explain=_explain_attempts)
             await june.run(stop)
 
 

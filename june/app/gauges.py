@@ -28,7 +28,7 @@ async def keep_gauges(store: Store, folder: Path) -> None:
         report_repeats()
         try:
             disk_free_bytes.set(shutil.disk_usage(folder).free)
-            waiting = await store.waiting()
+            waiting = await store.history.waiting()
         except (JuneError, OSError) as error:  # whoever needs the file says so
             errors_total.labels("sample", type(error).__name__).inc()
         else:

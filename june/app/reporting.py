@@ -40,7 +40,7 @@ class Reporter:
         status = Status(
             __version__,
             tuple(answering.descriptions()) if answering is not None else (),
-            await self._store.waiting(),
+            await self._store.history.waiting(),
             answering.dispatcher.last_timings_s if answering is not None else {},
         )
         return status_text(status, await self._details() if for_owner else None)
@@ -49,12 +49,12 @@ class Reporter:
         gpus, gpu_problem = await _find_gpus()
         now = datetime.now().astimezone()
         today = now.replace(hour=0, minute=0, second=0, microsecond=0)
-        use = await self._store.use(
+        use = await self._store.history.use(
             day_since_s=today.timestamp(), month_since_s=(now - timedelta(days=DAYS)).timestamp()
         )
         return Details(
             apps={platform: adapter.health() for platform, adapter in self._adapters.items()},
-            last_hour=await self._store.stats(since_s=now.timestamp() - HOUR_S),
+            last_hour=await self._store.history.stats(since_s=now.timestamp() - HOUR_S),
             up_s=time.monotonic() - self._started_s,
             errors=errors_since_start(),
             gpus=gpus,

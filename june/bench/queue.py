@@ -103,7 +103,7 @@ async def _fill(store: Store, messages: int) -> None:
             )
             for number in range(begin, min(begin + BATCH, messages))
         ]
-        await store.receive([(message, "owner") for message in batch])
+        await store.inbox.receive([(message, "owner") for message in batch])
 
 
 async def _time_lists(session: ClientSession, path: str, requests: int) -> list[float]:

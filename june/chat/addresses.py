@@ -82,4 +82,4 @@ async def private_chat(store: Store, adapters: Mapping[Platform, Adapter], user:
     adapter = adapters.get(platform)
     if adapter is None:
         raise QueueError("conflict", f"june is not on {platform}.")
-    return await store.private_chat(user) or await adapter.private_chat(user)
+    return await store.people.private_chat(user) or await adapter.private_chat(user)

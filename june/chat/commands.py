@@ -126,23 +126,23 @@ class Commands:
 
     async def _voice(self, received: Received, arguments: Sequence[str]) -> str:
         chat = received.message.chat
-        preferences = await self._store.preferences(chat)
+        preferences = await self._store.conversations.preferences(chat)
         mode = preferences.mode or self._settings.reply.mode
         if arguments:
             if len(arguments) > 1 or arguments[0] not in MODES:
                 return _expected("voice")
             mode = MODES[arguments[0]]
-            await self._store.set_preferences(chat, replace(preferences, mode=mode))
+            await self._store.conversations.set_preferences(chat, replace(preferences, mode=mode))
         return MODE_SENTENCES[mode]
 
     async def _language(self, received: Received, arguments: Sequence[str]) -> str:
         chat = received.message.chat
-        preferences = await self._store.preferences(chat)
+        preferences = await self._store.conversations.preferences(chat)
         if arguments:
             if len(arguments) > 1 or not (arguments[0] == "auto" or LANGUAGE.fullmatch(arguments[0])):
                 return _expected("language")
             preferences = replace(preferences, language="" if arguments[0] == "auto" else arguments[0])
-            await self._store.set_preferences(chat, preferences)
+            await self._store.conversations.set_preferences(chat, preferences)
         language = preferences.language or self._settings.stt.language
         if language:
             return f"I expect `{language}` to be spoken here."
@@ -152,14 +152,14 @@ class Commands:
         return "Stopped." if self._was_stopped(received.message.chat) else "There is nothing to stop."
 
     async def _retry(self, received: Received, _: Sequence[str]) -> str:
-        found = await self._store.retry_last(received.message.chat)
+        found = await self._store.inbox.retry_last(received.message.chat)
         return "" if found else "There is nothing here to answer anew."
 
     async def _queue(self, _: Received, __: Sequence[str]) -> str:
         return _expected("queue")  # with a text, it never comes here
 
     async def _reset(self, received: Received, _: Sequence[str]) -> str:
-        await self._store.forget(received.message.chat)
+        await self._store.conversations.forget(received.message.chat)
         await self._forget(received.message.chat)
         return "Our conversation is forgotten."
 
@@ -182,8 +182,8 @@ class Commands:
             return _expected(command)
         if await self._is_owner(user):
             return f"`{user}` is an owner, which only my settings change."
-        names = {person.user: person.name for person in await self._store.people()}
-        await self._store.set_person(
+        names = {person.user: person.name for person in await self._store.people.all()}
+        await self._store.people.set_access(
             user,
             "allowed" if command == "allow" else "denied",
             name=names.get(user, ""),
@@ -197,14 +197,14 @@ class Commands:
         if received.message.is_group:
             return "Ask me for a code in private, where nobody else sees it."
         code = new_pairing_code()
-        await self._store.add_pairing_code(code, made_by=received.message.user, valid_s=CODE_VALID_S)
+        await self._store.people.add_pairing_code(code, made_by=received.message.user, valid_s=CODE_VALID_S)
         minutes = f"{CODE_VALID_S / 60:.0f}"
         return f"`{code}` lets one person in who sends it to me in private within {minutes} minutes."
 
     async def _users(self, _: Received, __: Sequence[str]) -> str:
         access = self._settings.access
         known = dict.fromkeys((*access.owners, *access.allowed), "")
-        known |= {person.user: person.name for person in await self._store.people()}
+        known |= {person.user: person.name for person in await self._store.people.all()}
         groups: dict[str, list[str]] = {"Owners": [], "Allowed": [], "Denied": []}
         for user, name in known.items():
             role = await self._gate.role_of(user)

@@ -21,7 +21,7 @@ from june.chat.formatting import escape, visible_discord, visible_telegram
 from june.errors import DeliveryError, JuneError, QueueError
 from june.messages import Delivered, Outbound, Platform, Purpose
 from june.settings import DeliverySettings
-from june.store import Queued, Store
+from june.store import DueMessage, Store
 from june.telemetry import errors_total, following, log, stage
 from june.workers import settled
 
@@ -136,11 +136,11 @@ class Delivery:
         try:
             while len(self._sending) < MAX_CHATS:
                 chats = tuple(self._sending)
-                rows = await self._store.take_due(exclude_chats=chats, group_window_s=window_s)
+                rows = await self._store.outbox.take_due(exclude_chats=chats, group_window_s=window_s)
                 if not rows:
                     if not self._sending and not self._wake.is_set():
                         self._idle.set()
-                    return await self._store.next_due_s(exclude_chats=chats, group_window_s=window_s)
+                    return await self._store.outbox.next_due_s(exclude_chats=chats, group_window_s=window_s)
                 self._start(rows)
         except JuneError as error:  # the file cannot be used for the moment, or too many wait for it
             _count(type(error).__name__)
@@ -148,7 +148,7 @@ class Delivery:
             return FIRST_PAUSE_S
         return None
 
-    def _start(self, rows: tuple[Queued, ...]) -> None:
+    def _start(self, rows: tuple[DueMessage, ...]) -> None:
         chat = rows[0].message.chat
         platform = cast("Platform", chat.partition(":")[0])
         adapter = self._adapters.get(platform)
@@ -175,14 +175,14 @@ class Delivery:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _deliver(self, adapter: Adapter, rows: tuple[Queued, ...]) -> None:
+    async def _deliver(self, adapter: Adapter, rows: tuple[DueMessage, ...]) -> None:
         """Send one chat's messages, and settle what becomes of each."""
         while rows:
             first = rows[0]
             with following(first.trace_context, turn=first.answers, chat=first.message.chat):
                 rows = await self._deliver_first(adapter, rows)
 
-    async def _deliver_first(self, adapter: Adapter, rows: tuple[Queued, ...]) -> tuple[Queued, ...]:
+    async def _deliver_first(self, adapter: Adapter, rows: tuple[DueMessage, ...]) -> tuple[DueMessage, ...]:
         """Send the first message, with others if they fit; the rows to go on with now."""
         group = rows[:1]
         timings_s: dict[str, float] = {}
@@ -191,7 +191,7 @@ class Delivery:
             with stage("send", timings_s, platform=adapter.platform, kind=kind):
                 group = _fitting(adapter, rows)
                 parts = await self._send(adapter, group)
-                await self._commit(partial(self._store.mark_sent, _ids(group)))
+                await self._commit(partial(self._store.outbox.mark_sent, _ids(group)))
         except Exception as error:  # the boundary: whatever one message comes to, the others are sent
             if await self._postpone_or_give_up(adapter.platform, rows, group, error):
                 return ()
@@ -208,7 +208,11 @@ class Delivery:
         return rows[len(group) :]
 
     async def _postpone_or_give_up(
-        self, platform: Platform, rows: tuple[Queued, ...], group: tuple[Queued, ...], error: Exception
+        self,
+        platform: Platform,
+        rows: tuple[DueMessage, ...],
+        group: tuple[DueMessage, ...],
+        error: Exception,
     ) -> bool:
         """Whether all the rows were postponed, the failed group among them; if not, it was given up."""
         failure = error if isinstance(error, DeliveryError) else None
@@ -222,7 +226,9 @@ class Delivery:
         if attempts < self._settings.max_attempts and may_pass:
             pause_s = back_off_s(attempts, failure.retry_after_s if failure else None)
             due_at_s = self._clock() + pause_s
-            await self._commit(partial(self._store.postpone, _ids(rows), due_at_s=due_at_s, error=detail))
+            await self._commit(
+                partial(self._store.outbox.postpone, _ids(rows), due_at_s=due_at_s, error=detail)
+            )
             log.warning(
                 "reply.postponed",
                 platform=platform,
@@ -232,11 +238,11 @@ class Delivery:
             )
             return True
         notice = self._notice(group[0].message, reason)
-        await self._commit(partial(self._store.give_up, _ids(group), error=detail, notice=notice))
+        await self._commit(partial(self._store.outbox.give_up, _ids(group), error=detail, notice=notice))
         log.warning("reply.given_up", platform=platform, detail=detail, attempts=attempts)
         return False
 
-    async def _send_elsewhere(self, row: Queued, detail: str) -> bool:
+    async def _send_elsewhere(self, row: DueMessage, detail: str) -> bool:
         """Whether a message that its chat does not take goes to the next of its people."""
         users = list(row.message.other_users)
         while users:
@@ -246,14 +252,14 @@ class Delivery:
             except (DeliveryError, QueueError) as error:
                 log.warning("reply.not_readdressed", detail=str(error))
                 continue
-            change = partial(self._store.readdress, row.id, chat=chat, user=user, other_users=users)
+            change = partial(self._store.outbox.readdress, row.id, chat=chat, user=user, other_users=users)
             await self._commit(change)
             log.warning("reply.readdressed", platform=chat.partition(":")[0], detail=detail)
             self._wake.set()
             return True
         return False
 
-    async def _send(self, adapter: Adapter, rows: tuple[Queued, ...]) -> int:
+    async def _send(self, adapter: Adapter, rows: tuple[DueMessage, ...]) -> int:
         """Send what is left of a message, or of several in one; how many parts it has."""
         row, message = rows[0], rows[0].message
         if message.kind == "voice" and message.voice is not None:
@@ -273,7 +279,7 @@ class Delivery:
                 )
             if message.edits and one.message_id not in shown:
                 # First: another edit, or this one after a crash, must find it.
-                await self._commit(partial(self._store.note_delivered, message.edits, one))
+                await self._commit(partial(self._store.outbox.note_delivered, message.edits, one))
             await self._note(rows, one)
             delivered.append(one)
         kept = {one.message_id for one in delivered}
@@ -285,12 +291,12 @@ class Delivery:
     async def _shown(self, message: Outbound) -> list[str]:
         """The messages that show the text's parts as they were, by the platform's ids."""
         if message.edits:
-            edited = await self._store.outbound(message.edits)
+            edited = await self._store.outbox.message(message.edits)
             delivered = edited.delivered if edited else ()
             return list(dict.fromkeys(one.message_id for one in delivered if one.kind == "text"))
         return [message.preview_id] if message.preview_id else []
 
-    async def _delete(self, adapter: Adapter, row: Queued, message_id: str) -> None:
+    async def _delete(self, adapter: Adapter, row: DueMessage, message_id: str) -> None:
         try:
             async with self._time_limit():
                 await adapter.delete(row.message.chat, message_id)
@@ -300,9 +306,9 @@ class Delivery:
                 raise
             _count(reason)  # the text arrived, which matters more than what is left of the old one
 
-    async def _note(self, rows: Sequence[Queued], delivered: Delivered) -> None:
+    async def _note(self, rows: Sequence[DueMessage], delivered: Delivered) -> None:
         for row in rows:
-            await self._commit(partial(self._store.note_delivered, row.id, delivered))
+            await self._commit(partial(self._store.outbox.note_delivered, row.id, delivered))
 
     async def _commit(self, change: Callable[[], Awaitable[None]]) -> None:
         """Make a change to the file, later if need be: what is not kept is sent twice."""
@@ -361,17 +367,17 @@ async def _put(adapter: Adapter, message: Outbound, part: str, target: str, *, r
     return await adapter.send_plain(message.chat, VISIBLE[adapter.platform](part), reply_to=reply_to)
 
 
-def _fitting(adapter: Adapter, rows: tuple[Queued, ...]) -> tuple[Queued, ...]:
+def _fitting(adapter: Adapter, rows: tuple[DueMessage, ...]) -> tuple[DueMessage, ...]:
     """All the rows if they fit in one message, so that none is ever sent in part; or else the first."""
     is_begun = any(row.delivered for row in rows)
     return rows[:1] if is_begun or len(adapter.parts(_markdown(rows))) > 1 else rows
 
 
-def _markdown(rows: Sequence[Queued]) -> str:
+def _markdown(rows: Sequence[DueMessage]) -> str:
     return "\n\n".join(as_markdown(row.message.text, row.message.echo, row.message.purpose) for row in rows)
 
 
-def _ids(rows: Sequence[Queued]) -> list[int]:
+def _ids(rows: Sequence[DueMessage]) -> list[int]:
     return [row.id for row in rows]
 
 

@@ -85,7 +85,7 @@ class Gate:
 
     async def cursor(self, name: str) -> str:
         """See `Intake`."""
-        return await self._store.cursor(name)
+        return await self._store.inbox.cursor(name)
 
     async def receive(self, batch: Sequence[Inbound], *, cursor: tuple[str, str] | None = None) -> None:
         """See `Intake`.
@@ -118,7 +118,7 @@ class Gate:
                 is_queued = (message.chat, message.message_id) in queued
                 return _notice(message, QUEUED) if is_queued else None
 
-            new = await self._store.receive(accepted, cursor=cursor, replies=replies, confirm=confirm)
+            new = await self._store.inbox.receive(accepted, cursor=cursor, replies=replies, confirm=confirm)
             for received in new:
                 messages_total.labels(received.message.platform, received.message.kind, received.role).inc()
             if new:
@@ -133,7 +133,7 @@ class Gate:
             if (
                 code
                 and self._may_try(message.user)
-                and await self._store.redeem(code[1], message.user, message.user_name)
+                and await self._store.people.redeem(code[1], message.user, message.user_name)
             ):
                 log.info("stranger.paired", platform=message.platform, user=message.user)
                 return [_notice(message, WELCOME)]
@@ -164,7 +164,7 @@ class Gate:
                 f"That is more than {limit} messages in a minute: please wait for me.",
             )
         if message.attachment is not None:
-            spent = await self._store.spent(message.user, since_s=self._clock() - DAY_S)
+            spent = await self._store.history.spent(message.user, since_s=self._clock() - DAY_S)
             recordings = [
                 one.attachment for one, _ in accepted if one.user == message.user and one.attachment
             ]
@@ -209,7 +209,7 @@ async def role_of(store: Store, access: AccessSettings, user: str) -> Role | Non
     """Whether someone is an owner, allowed, or (None) a stranger."""
     if user in access.owners:
         return "owner"
-    stored = await store.person(user)
+    stored = await store.people.access(user)
     if stored == "allowed" or (stored is None and user in access.allowed):
         return "allowed"
     return None

@@ -111,7 +111,7 @@ class Preview:
         if not self._knows_drafts:
             sent = await self._adapter.send_text(question.chat, part, reply_to=question.message_id)
             self._message_id = sent.message_id
-            await self._store.note_preview(self._received.id, sent.message_id)
+            await self._store.inbox.note_preview(self._received.id, sent.message_id)
 
 
 @asynccontextmanager

@@ -43,7 +43,7 @@ def backup(
     if file.exists() and not force:
         raise JuneError(f"{file} exists already; --force replaces it.")
     _read(path, lambda store: store.back_up(file, overwrite=force))
-    print(f"{file}: {_described(file, _read(file, Store.contents))}; verified.")
+    print(f"{file}: {_described(file, _read(file, lambda store: store.upkeep.contents()))}; verified.")
 
 
 @app.command()
@@ -56,12 +56,12 @@ def restore(
     path = load_settings(settings_file).store.path
 
     async def put_back(store: Store) -> Path | None:
-        if faults := await store.faults():
+        if faults := await store.upkeep.faults():
             raise StoreError(f"{file} was not restored: {faults[0]}")
         return await store.put_in_place_of(path)
 
     kept = _read(file, put_back)
-    print(f"{path}: {_described(path, _read(path, Store.contents))}; verified.")
+    print(f"{path}: {_described(path, _read(path, lambda store: store.upkeep.contents()))}; verified.")
     if kept is not None:
         print(f"What was there before is kept as {kept}.")
 
@@ -99,8 +99,8 @@ def verify(
     """Read all of the file and say whether it is sound; exit status 1 if it is not. june may run."""
     path = load_settings(settings_file).store.path if file is None else file
     try:
-        faults = _read(path, Store.faults)
-        contents = _read(path, Store.contents)
+        faults = _read(path, lambda store: store.upkeep.faults())
+        contents = _read(path, lambda store: store.upkeep.contents())
     except StoreError as error:
         faults, contents = [f"{error}."], None
     for fault in faults:
@@ -140,7 +140,7 @@ def _read(path: Path, query: Callable[[Store], Awaitable[T]]) -> T:
 async def _prune(settings: Settings, age_s: float) -> Pruned:
     async with open_store(settings.store.path) as store:
         keep_turns = settings.chat.history_messages // 2
-        pruned = await store.prune(messages_age_s=age_s, audio_age_s=age_s, keep_turns=keep_turns)
+        pruned = await store.upkeep.prune(messages_age_s=age_s, audio_age_s=age_s, keep_turns=keep_turns)
         await store.compact()
     if settings.llm.state_dir:
         await delete(settings.llm.state_dir, conversations=pruned.chats, older_than_s=age_s)
@@ -162,7 +162,7 @@ def _export(path: Path, name: str, target: Path) -> tuple[int, int]:
 
 
 async def _fill(folder: Path, store: Store, name: str) -> tuple[int, int]:
-    kept = await store.kept_of(name)
+    kept = await store.upkeep.kept_of(name)
     if not any((kept.messages, kept.chats, kept.people)):
         raise JuneError(f"Nothing is kept of {name}.")
     (folder / "audio").mkdir()
@@ -171,7 +171,7 @@ async def _fill(folder: Path, store: Store, name: str) -> tuple[int, int]:
         voice = None
         if message.pop("has_voice"):
             with suppress(QueueError):  # it was deleted meanwhile
-                voice = await store.recording(message["id"])
+                voice = await store.feed.recording(message["id"])
         message["audio"] = None if voice is None else f"audio/{message['id']}.ogg"
         if voice is not None:
             (folder / message["audio"]).write_bytes(voice)

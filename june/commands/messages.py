@@ -48,7 +48,9 @@ def history(
 ) -> None:
     """Show what was received and sent, oldest first."""
     since_s = seconds_since(since)
-    entries = _read(settings_file, lambda store: store.history(chat=chat, since_s=since_s, limit=limit))
+    entries = _read(
+        settings_file, lambda store: store.history.entries(chat=chat, since_s=since_s, limit=limit)
+    )
     if as_json:
         print(json.dumps([asdict(entry) | {"trace_id": trace_id(entry.trace_context)} for entry in entries]))
         return
@@ -76,7 +78,7 @@ def check(
     settings_file: SettingsFile = None,
 ) -> None:
     """Compare what a message was meant to show with what the chat app got; exit status 1 if they differ."""
-    entry = _read(settings_file, lambda store: store.entry(message_id))
+    entry = _read(settings_file, lambda store: store.history.entry(message_id))
     if entry is None or entry.direction != "out":
         raise JuneError(
             f"There is no message {message_id} that june sent; see: python -m june messages history"
@@ -106,7 +108,7 @@ def check(
 def stats(*, since: Since = "", as_json: Json = False, settings_file: SettingsFile = None) -> None:
     """Show how much was received and sent, and how long answers took."""
     since_s = seconds_since(since)
-    found = _read(settings_file, lambda store: store.stats(since_s=since_s))
+    found = _read(settings_file, lambda store: store.history.stats(since_s=since_s))
     if as_json:
         print(json.dumps(asdict(found)))
         return

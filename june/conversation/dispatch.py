@@ -82,7 +82,7 @@ class Dispatcher:
                 raise self._failure
             received = None
             if len(self._turns) < self._settings.max_turns:
-                received = await self._store.claim(exclude_chats=self._turns.keys(), lease_s=LEASE_S)
+                received = await self._store.inbox.claim(exclude_chats=self._turns.keys(), lease_s=LEASE_S)
             if received is None:
                 await self._changed.wait()
             else:
@@ -128,7 +128,7 @@ class Dispatcher:
             self.last_timings_s = reply.timings_s or self.last_timings_s
         except asyncio.CancelledError:
             if not turn.is_stopped:
-                await self._store.release(reply.received.id)
+                await self._store.inbox.release(reply.received.id)
                 raise
             await reply.end_early()
             log.info("turn.stopped")

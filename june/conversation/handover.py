@@ -44,7 +44,7 @@ class Handover(Reply):
                 raise TranscriptionError("nothing_heard", "The recording that answers a question is silent.")
             note = self._for_the_queue(self.received.transcript) if message.route == "queue" else None
             heard = self.received.transcript.text if note is None else note
-            if await self._desk.store.hand_over(self.received.id, voice, text=heard):
+            if await self._desk.store.inbox.hand_over(self.received.id, voice, text=heard):
                 self._end_trace("handed_over")
 
     async def _forward(self, text: str, voice: Voice | None) -> None:
@@ -71,7 +71,7 @@ class Handover(Reply):
 
     async def _return(self, text: str, voice: Voice | None) -> None:
         """From the owner, to whoever wrote what it replies to."""
-        original = await self._desk.store.entry(self.received.answers)
+        original = await self._desk.store.history.entry(self.received.answers)
         if original is None or await self._desk.addresses.role_of(original.user) is None:
             await self._finish([self._outbound(NO_ACCESS)], "failed", error="no_access", status="ERROR")
             return

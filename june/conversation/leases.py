@@ -39,9 +39,9 @@ class Leases:
         """
         while True:
             try:
-                if await self._store.has_run_out():
+                if await self._store.queue.has_run_out():
                     explain = await self.explanation()
-                    await self._store.expire(max_attempts=self._settings.max_attempts, explain=explain)
+                    await self._store.queue.expire(max_attempts=self._settings.max_attempts, explain=explain)
                     self._on_outbox()
             except StageError as error:  # too many wait for the store
                 log.warning("leases.delayed", code=error.code)

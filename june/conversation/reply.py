@@ -159,9 +159,9 @@ class Desk:
             raise StageError("download", "download_failed", str(error)) from None
 
     async def _hear(self, received: Received, recording: bytes) -> Heard:
-        preferences = await self.store.preferences(received.message.chat)
+        preferences = await self.store.conversations.preferences(received.message.chat)
         heard = await self.pipeline.hear(recording, preferences.language)
-        await self.store.note_transcript(received.id, heard.transcript)
+        await self.store.inbox.note_transcript(received.id, heard.transcript)
         return heard
 
 
@@ -229,7 +229,7 @@ class Reply:
         self._text = text
         preview_id = await self._finish_preview()
         written = [self._outbound(text, preview_id, self._echo)] if self._mode.writes else []
-        await self._desk.store.note_answer(self.received.id, text, written)
+        await self._desk.store.inbox.note_answer(self.received.id, text, written)
         self._is_committed = True
         self._desk.on_outbox()
 
@@ -247,7 +247,7 @@ class Reply:
                 await self._finish([], "not_addressed", forget_text=True)
                 return
             self.received = replace(self.received, transcript=transcript)
-        preferences = await self._desk.store.preferences(message.chat)
+        preferences = await self._desk.store.conversations.preferences(message.chat)
         self._mode = choose_mode(preferences.mode or self._settings.reply.mode, is_recording=is_recording)
         async with self._desk.apps.working(message, "recording" if self._mode.speaks else "typing"):
             heard = await self._desk.hear(self.received) if is_recording else None
@@ -275,14 +275,16 @@ class Reply:
     async def _hand_over(self, text: str) -> None:
         """Let one of the owner's programs have the message, with its recording and what was heard."""
         _, voice = await self._desk.hear_and_record(self.received)
-        await self._desk.store.hand_over(self.received.id, voice, text=text)
+        await self._desk.store.inbox.hand_over(self.received.id, voice, text=text)
 
     async def _turn(self, heard: Heard | None, preferences: ChatPreferences) -> TurnResult:
         message = self.received.message
         transcript = heard.transcript.text if heard is not None else ""
         if self._settings.reply.echo_transcript:
             self._echo = transcript
-        history = await self._desk.store.conversation(message.chat, self._settings.chat.history_messages)
+        history = await self._desk.store.conversations.messages(
+            message.chat, self._settings.chat.history_messages
+        )
         request = TurnRequest(
             heard=heard,
             text=message.text,
@@ -347,7 +349,7 @@ class Reply:
         timings_s: Mapping[str, float] | None = None,
         usage: Usage | None = None,
     ) -> None:
-        is_finished = await self._desk.store.finish(
+        is_finished = await self._desk.store.inbox.finish(
             self.received.id,
             replies,
             outcome=outcome,

@@ -33,14 +33,14 @@ class Speaker:
         """
         while True:
             changed = self._store.next_change()
-            unspoken = await self._store.next_unspoken()
+            unspoken = await self._store.outbox.next_unspoken()
             if unspoken is None:
                 await changed.wait()
             else:
                 await self._speak(unspoken)
 
     async def _speak(self, unspoken: Unspoken) -> None:
-        preferences = await self._store.preferences(unspoken.chat)
+        preferences = await self._store.conversations.preferences(unspoken.chat)
         try:
             voices = await self._pipeline.speak(unspoken.text, preferences.language)
         except StageError as error:
@@ -54,10 +54,10 @@ class Speaker:
             log.error("speech.failed", type=type(error).__name__, where=where(error))
             await self._give_up(unspoken, "tts", type(error).__name__)
         else:
-            await self._store.note_spoken(unspoken.id, voices)
+            await self._store.outbox.note_spoken(unspoken.id, voices)
             self._on_outbox()
 
     async def _give_up(self, unspoken: Unspoken, stage: str, code: str) -> None:
         errors_total.labels(stage=stage, type=code).inc()
         log.warning("speech.given_up", stage=stage, code=code)
-        await self._store.give_up_speaking(unspoken.id, error=code)
+        await self._store.outbox.give_up_speaking(unspoken.id, error=code)

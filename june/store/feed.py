@@ -1,11 +1,12 @@
-"""What programs read: messages by filters, one message, recordings, and what changed."""
+"""Feed: what programs read, that is messages by filters, single messages, recordings and changes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from june.errors import QueueError
-from june.store.database import Database, Transaction, Value, transaction
+from june.store.database import Part, transaction
 from june.store.rows import Message, message
+from june.store.transactions import Transaction, Value
 
 CONDITIONS = {
     "id": "id = :id",
@@ -22,11 +23,11 @@ CONDITIONS = {
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """Which messages are meant: those that are as each value that is given says.
+    """Which messages to read; a message matches if it matches every value that is given.
 
     Attributes:
-        since_s: created then or later, in seconds since 1970.
-        until_s: created before it.
+        since_s: it was created at this time or later, in seconds since 1970.
+        until_s: it was created before this time, in seconds since 1970.
     """
 
     id: int | None = None
@@ -40,20 +41,20 @@ class Filter:
     until_s: float | None = None
 
     def where(self) -> tuple[str, dict[str, Value]]:
-        """The condition in SQL, and its values."""
+        """Return the condition in SQL, and its values by name."""
         values = {name: value for name in CONDITIONS if (value := getattr(self, name)) is not None}
         return " AND ".join([CONDITIONS[name] for name in values] or ["TRUE"]), values
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One event: a message, as it is now."""
+    """One event: a message changed. `message` is the message as it is now."""
 
     id: int
     message: Message
 
 
-class Feed(Database):
+class Feed(Part):
     """What programs read."""
 
     @transaction
@@ -66,7 +67,14 @@ class Feed(Database):
         after_id: int | None = None,
         is_oldest_first: bool = False,
     ) -> tuple[list[Message], int | None]:
-        """At most `limit` messages that match, behind `after_id`; and the last id if there are more."""
+        """Return one page of the messages that match, and its last id, or None if no page follows.
+
+        Args:
+            wanted: which messages to read.
+            limit: at most this many.
+            after_id: the last id of the page before; None: the first page.
+            is_oldest_first: their order; by default the newest comes first.
+        """
         clause, values = wanted.where()
         order, beyond = ("ASC", ">") if is_oldest_first else ("DESC", "<")
         behind = "" if after_id is None else f" AND id {beyond} :after_id"
@@ -82,33 +90,33 @@ class Feed(Database):
 
     @transaction
     def message(self, sql: Transaction, message_id: int) -> Message:
-        """One message.
+        """Return one message.
 
         Raises:
-            QueueError: there is none with this id.
+            QueueError: no message has this id.
         """
         return read_message(sql, message_id)
 
     @transaction
     def reply(self, sql: Transaction, message_id: int) -> tuple[Message, Message | None]:
-        """A question, and its answer; None: it has none yet.
+        """Return a question, and its answer or None if it has no answer yet.
 
         Raises:
-            QueueError: there is none with this id, or it is no question.
+            QueueError: no message has this id, or the message is not a question.
         """
         question = read_message(sql, message_id)
         if not question.is_question:
-            raise QueueError("conflict", f"Message {message_id} is no question.")
+            raise QueueError("conflict", f"Message {message_id} is not a question.")
         if question.status != "RESPONDED" or question.answered_by is None:
             return question, None
         return question, read_message(sql, question.answered_by)
 
     @transaction
     def recording(self, sql: Transaction, message_id: int) -> bytes:
-        """The recording of a message: OGG/Opus, 48 000 Hz, mono.
+        """Return the recording of a message: OGG/Opus, 48 000 Hz, mono.
 
         Raises:
-            QueueError: there is no such message, or none of it is kept.
+            QueueError: no message has this id, or june keeps no recording of it.
         """
         read_message(sql, message_id)
         row = sql.row("SELECT ogg_opus FROM voices WHERE message_id = :id", id=message_id)
@@ -118,13 +126,16 @@ class Feed(Database):
 
     @transaction
     def last_change(self, sql: Transaction) -> int:
-        """The id of the newest event; 0: there is none."""
+        """Return the id of the newest event, or 0 if there is none."""
         row = sql.row("SELECT seq FROM sqlite_sequence WHERE name = 'events'")
         return 0 if row is None else row["seq"]
 
     @transaction
     def changes(self, sql: Transaction, *, after_id: int, limit: int) -> tuple[Sequence[Change], bool]:
-        """At most `limit` events behind the one `after_id`, and whether none was missed in between."""
+        """Return at most `limit` events after the event `after_id`, and whether none in between is lost.
+
+        Old events are deleted, so a program that reads too seldom can miss some.
+        """
         rows = sql.rows(
             "SELECT events.id AS event_id, entries.* FROM events JOIN entries ON entries.id = message_id"
             " WHERE events.id > :after_id ORDER BY events.id LIMIT :limit",
@@ -139,22 +150,12 @@ class Feed(Database):
         )
         return [Change(row["event_id"], message(row)) for row in rows], bool(kept["is_whole"])
 
-    @transaction
-    def private_chat(self, sql: Transaction, user: str) -> str:
-        """The private chat that someone wrote in last; "" if they never did."""
-        row = sql.row(
-            "SELECT chat FROM messages WHERE direction = 'in' AND user = :user AND NOT is_group"
-            " ORDER BY created_at_s DESC LIMIT 1",
-            user=user,
-        )
-        return "" if row is None else row["chat"]
-
 
 def read_message(sql: Transaction, message_id: int) -> Message:
-    """One message.
+    """Return one message.
 
     Raises:
-        QueueError: there is none with this id.
+        QueueError: no message has this id.
     """
     row = sql.row("SELECT * FROM entries WHERE id = :id AND kind <> 'edit'", id=message_id)
     if row is None:

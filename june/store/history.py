@@ -1,15 +1,17 @@
-"""What was said and what became of it, for people to read."""
+"""History: what was said, what became of it, what waits and what people used, for people to read."""
 
 import math
 from dataclasses import dataclass
 
-from june.store.database import Database, Transaction, transaction
-from june.store.rows import Direction, HistoryEntry, Status, history_entry
+from june.store.database import Part, transaction
+from june.store.rows import Direction, HistoryEntry, history_entry
+from june.store.status import Status
+from june.store.transactions import Transaction
 
 
 @dataclass(frozen=True, slots=True)
 class Count:
-    """How many messages are alike."""
+    """How many messages have these properties."""
 
     direction: Direction
     platform: str
@@ -24,32 +26,63 @@ class Stats:
 
     counts: tuple[Count, ...]
     response_p50_s: float | None
-    """From the commit of a message to that of its answer; None: nothing was answered."""
+    """Median time from the commit of a message to that of its answer; None: nothing was answered."""
     response_p95_s: float | None
+    """The 95th percentile of this time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """What is not done."""
+    """How many messages are not done."""
 
     new: int
     """In the inbox."""
     processing: int
+    """In the inbox; june or a program works on them."""
     unsent: int
     """In the outbox."""
     sending: int
+    """In the outbox."""
     oldest_new_s: float
-    """Age of the oldest message of the inbox that is NEW, in seconds; 0: there is none."""
+    """Age in seconds of the oldest message in the inbox that is NEW; 0: none is."""
 
 
-class History(Database):
-    """What is kept of all messages."""
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """What one person sent."""
+
+    messages: int
+    audio_s: float
+    """Length of the recordings, in seconds."""
+    tokens: int = 0
+    """Tokens of the prompts and of the answers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """What one person sent in two periods."""
+
+    user: str
+    name: str
+    """The name that the chat app gave last."""
+    today: Spent
+    month: Spent
+
+
+class History(Part):
+    """All messages, those that wait, and sums over them."""
 
     @transaction
-    def history(
+    def entries(
         self, sql: Transaction, *, chat: str = "", since_s: float = 0, limit: int = 100
     ) -> list[HistoryEntry]:
-        """The newest `limit` messages of a chat, or of all, since a time (since 1970), oldest first."""
+        """Return the newest messages, oldest first.
+
+        Args:
+            chat: only messages of this chat; "": of all chats.
+            since_s: only messages since this time, in seconds since 1970.
+            limit: at most this many.
+        """
         newest_first = (
             "SELECT * FROM entries WHERE chat = :chat AND created_at_s >= :since_s"
             " ORDER BY id DESC LIMIT :limit"
@@ -61,13 +94,13 @@ class History(Database):
 
     @transaction
     def entry(self, sql: Transaction, message_id: int) -> HistoryEntry | None:
-        """One message of either direction; None: there is none with this id."""
+        """Return one message of either direction, or None if no message has this id."""
         row = sql.row("SELECT * FROM entries WHERE id = :id", id=message_id)
         return None if row is None else history_entry(row)
 
     @transaction
     def stats(self, sql: Transaction, *, since_s: float = 0) -> Stats:
-        """Counts and response times of the messages since a time in seconds since 1970."""
+        """Return counts and response times of the messages since a time, in seconds since 1970."""
         counts = sql.rows(
             "SELECT direction, platform, kind, status, count(*) AS messages FROM messages"
             " WHERE created_at_s >= :since_s GROUP BY 1, 2, 3, 4 ORDER BY 1, 2, 3, 4",
@@ -85,7 +118,7 @@ class History(Database):
 
     @transaction
     def waiting(self, sql: Transaction) -> Waiting:
-        """How much is not done."""
+        """Return how many messages are not done."""
         row = sql.one(
             "SELECT"
             " (SELECT count(*) FROM messages WHERE direction = 'in' AND status = 'NEW') AS new,"
@@ -98,7 +131,47 @@ class History(Database):
         )
         return Waiting(**row)
 
+    @transaction
+    def spent(self, sql: Transaction, user: str, *, since_s: float) -> Spent:
+        """Return what a person sent since a time, in seconds since 1970."""
+        row = sql.one(
+            "SELECT count(*) AS messages, coalesce(sum(duration_s), 0.0) AS audio_s,"
+            " coalesce(sum(prompt_tokens + completion_tokens), 0) AS tokens FROM messages"
+            " WHERE direction = 'in' AND user = :user AND created_at_s >= :since_s",
+            user=user,
+            since_s=since_s,
+        )
+        return Spent(**row)
+
+    @transaction
+    def use(self, sql: Transaction, *, day_since_s: float, month_since_s: float) -> list[Use]:
+        """Return what each person sent since two times, in seconds since 1970.
+
+        Whoever sent the most messages since `month_since_s`, the earlier time, comes first.
+        """
+        rows = sql.rows(
+            "SELECT user, user_name, max(id), count(*) AS messages, total(duration_s) AS audio_s,"
+            " sum(prompt_tokens + completion_tokens) AS tokens,"
+            " coalesce(sum(prompt_tokens + completion_tokens) FILTER (WHERE created_at_s >= :day_since_s), 0)"
+            " AS tokens_today,"
+            " count(*) FILTER (WHERE created_at_s >= :day_since_s) AS messages_today,"
+            " total(duration_s) FILTER (WHERE created_at_s >= :day_since_s) AS audio_today_s"
+            " FROM messages WHERE direction = 'in' AND created_at_s >= :month_since_s"
+            " GROUP BY user ORDER BY messages DESC, user",  # max(id) makes user_name that of the newest row
+            day_since_s=day_since_s,
+            month_since_s=month_since_s,
+        )
+        return [
+            Use(
+                row["user"],
+                row["user_name"],
+                today=Spent(row["messages_today"], row["audio_today_s"], row["tokens_today"]),
+                month=Spent(row["messages"], row["audio_s"], row["tokens"]),
+            )
+            for row in rows
+        ]
+
 
 def _percentile(ordered: list[float], share: float) -> float | None:
-    """The value that `share` of the values do not exceed, by the nearest rank."""
+    """Return the value that `share` of the values do not exceed, by the nearest rank; None: no values."""
     return ordered[math.ceil(share * len(ordered)) - 1] if ordered else None

@@ -1,20 +1,21 @@
-"""The inbox: what was received, once each, until it is answered; and what was said, for the next answer."""
+"""The inbox: what was received, each message once, from its arrival until it is answered."""
 
 import json
-import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Literal
 
-from june.messages import ChatMessage, Inbound, Outbound, Transcript, Usage
-from june.store.database import Database, Transaction, transaction
-from june.store.outbox import add_outbound
+from june.messages import Inbound, Outbound, Transcript, Usage, Voice
+from june.store.database import Part, transaction
+from june.store.outbox import add_outbound, add_voice
 from june.store.questions import forwarded, free, open_question, replied_to, reserve, settle
 from june.store.rows import Received, Role, received, to_json
+from june.store.status import set_status
+from june.store.transactions import Transaction
 from june.telemetry import new_trace_context
 
 
-class Inbox(Database):
-    """What was received."""
+class Inbox(Part):
+    """What was received, and what june does with it."""
 
     @transaction
     def receive(
@@ -26,10 +27,13 @@ class Inbox(Database):
         replies: Sequence[Outbound] = (),
         confirm: Callable[[Received], Outbound | None] = lambda _: None,
     ) -> list[Received]:
-        """The messages of the batch that were not known; they are now committed as NEW.
+        """Commit those messages of the batch that are not known yet as NEW, and return them.
 
-        The cursor (its name and value) and the replies, which go to the outbox, are part of the transaction;
-        so is what `confirm` says of each message that was not known.
+        Args:
+            batch: messages with the role of their sender.
+            cursor: the name and the value of a cursor to store in the same transaction.
+            replies: messages for the outbox, in the same transaction.
+            confirm: returns the message, if any, that goes to the outbox for a message that was not known.
         """
         rows = [_add_inbound(sql, message, role) for message, role in batch]
         for row in rows:
@@ -48,15 +52,16 @@ class Inbox(Database):
 
     @transaction
     def cursor(self, sql: Transaction, name: str) -> str:
-        """The value that was committed last under this name; "" if none was."""
+        """Return the cursor that was committed last under this name, or "" if none was."""
         row = sql.row("SELECT value FROM cursors WHERE name = :name", name=name)
         return "" if row is None else row["value"]
 
     @transaction
     def claim(self, sql: Transaction, *, exclude_chats: Collection[str], lease_s: float) -> Received | None:
-        """The oldest NEW message that june takes up, now PROCESSING and with one more attempt; None: none is.
+        """Claim the oldest NEW message for june and return it, or None if there is none.
 
-        Chats of which june has a message in work are passed over; the command /stop comes first.
+        The message is PROCESSING now and has one more attempt. A chat is passed over while june works on
+        one of its messages. The command /stop comes first.
         """
         row = sql.row(
             "UPDATE messages SET status = 'PROCESSING', claimed_by = 'june', attempts = attempts + 1,"
@@ -76,7 +81,7 @@ class Inbox(Database):
 
     @transaction
     def note_transcript(self, sql: Transaction, message_id: int, transcript: Transcript) -> None:
-        """Keep what was heard, so that another attempt need not listen again."""
+        """Store what was heard, so that another attempt need not transcribe the recording again."""
         sql.execute(
             "UPDATE messages SET transcript = :text, language = :language, duration_s = :duration_s,"
             " updated_at_s = :now_s WHERE id = :id AND direction = 'in'",
@@ -89,7 +94,7 @@ class Inbox(Database):
 
     @transaction
     def note_preview(self, sql: Transaction, message_id: int, preview_id: str) -> None:
-        """Keep the platform's id of the message that shows the answer while it is written."""
+        """Store the platform's id of the message that shows the answer while it is written."""
         sql.execute(
             "UPDATE messages SET preview_id = :preview_id, updated_at_s = :now_s"
             " WHERE id = :id AND direction = 'in'",
@@ -102,9 +107,10 @@ class Inbox(Database):
     def note_answer(
         self, sql: Transaction, message_id: int, answer: str, replies: Sequence[Outbound]
     ) -> bool:
-        """Whether the message was PROCESSING without an answer; if so it has one, and the outbox the replies.
+        """Store the answer to a message and put the replies into the outbox; return whether this was done.
 
-        Another attempt finds the answer and need not write it, nor send these replies, a second time.
+        It is done only if the message is PROCESSING and has no answer. Another attempt then finds the
+        answer: it neither writes the answer nor sends these replies again.
         """
         found = sql.execute(
             "UPDATE messages SET answer = :answer, updated_at_s = :now_s"
@@ -130,12 +136,21 @@ class Inbox(Database):
         timings_s: Mapping[str, float] | None = None,
         usage: Usage | None = None,
     ) -> bool:
-        """Whether the message was PROCESSING; if so it has its status now, and the replies are in the outbox.
+        """End june's work on a message and put the replies into the outbox; return whether this was done.
 
-        The outcome "answered" puts the message and its answer into the conversation; `answer` may be left out
-        if it was noted. `error` says why it failed, without content. `forget_text` drops the text, recording
-        and transcript of a message that was not meant for june. `timings_s` are the seconds of each stage,
-        `usage` the tokens of the answer, which are added to those of earlier attempts.
+        It is done only if the message is PROCESSING and june has claimed it.
+
+        Args:
+            message_id: the message.
+            replies: what goes to the outbox.
+            outcome: what became of it; "answered" puts it and its answer into the conversation.
+            answer: what the model wrote; may be left out if `note_answer` stored it.
+            error: why it failed; nothing of what people said.
+            status: the status that the message gets.
+            forget_text: delete the text, the link to the recording and the transcript of a message that was
+                not meant for june.
+            timings_s: seconds by stage.
+            usage: tokens of this attempt; they are added to those of earlier attempts.
         """
         found = sql.execute(
             "UPDATE messages SET status = :status, outcome = :outcome, error = :error,"
@@ -173,7 +188,7 @@ class Inbox(Database):
 
     @transaction
     def release(self, sql: Transaction, message_id: int) -> None:
-        """Make a message that is PROCESSING NEW again, as if it had never been claimed."""
+        """Set a message that june has claimed back to NEW, as if it had never been claimed."""
         sql.execute(
             "UPDATE messages SET status = 'NEW', claimed_by = '', lease_until_s = NULL,"
             " attempts = attempts - 1, updated_at_s = :now_s"
@@ -183,44 +198,11 @@ class Inbox(Database):
         )
 
     @transaction
-    def recover(self, sql: Transaction, *, max_attempts: int, explain: Callable[[Received], Outbound]) -> int:
-        """How many received messages june was interrupted over; to be called once, at start.
-
-        They become NEW again whatever their lease: the lock on the file says that nobody works on them. Those
-        that were tried `max_attempts` times become ERROR, and `explain` says so to the chat. What was being
-        sent is NEW again too.
-        """
-        interrupted = sql.rows(
-            "SELECT * FROM messages WHERE direction = 'in' AND status = 'PROCESSING' AND claimed_by = 'june'"
-            " ORDER BY id"
-        )
-        for row in interrupted:
-            is_spent = row["attempts"] >= max_attempts
-            sql.execute(
-                "UPDATE messages SET status = :status, outcome = :outcome, error = :error, claimed_by = '',"
-                " lease_until_s = NULL, updated_at_s = :now_s WHERE id = :id",
-                id=row["id"],
-                status="ERROR" if is_spent else "NEW",
-                outcome="failed" if is_spent else "",
-                error="attempts_spent" if is_spent else "",
-                now_s=sql.now_s,
-            )
-            if is_spent:
-                free(sql, row["id"])
-                add_outbound(sql, explain(received(row)), answers=row["id"])
-        sql.execute(
-            "UPDATE messages SET status = 'NEW', claimed_by = '', updated_at_s = :now_s"
-            " WHERE direction = 'out' AND status = 'PROCESSING'",
-            now_s=sql.now_s,
-        )
-        return len(interrupted)
-
-    @transaction
     def retry_last(self, sql: Transaction, chat: str) -> bool:
-        """Whether there was a message to answer anew: the chat's last one that is done and is no command.
+        """Let june answer the chat's last message again; return False if there is no such message.
 
-        It is NEW now, as if it had just been received: without its answer, with all its attempts, and with
-        a trace of its own.
+        It is the last message that is done and is not a command. It becomes NEW as if it had just been
+        received: it has no answer, no attempts, and a new trace.
         """
         return bool(
             sql.execute(
@@ -239,42 +221,34 @@ class Inbox(Database):
         )
 
     @transaction
-    def conversation(self, sql: Transaction, chat: str, limit: int) -> tuple[ChatMessage, ...]:
-        """What was said in the chat since `forget`, oldest first: at most the last `limit` // 2 turns.
+    def hand_over(self, sql: Transaction, message_id: int, voice: Voice, *, text: str) -> bool:
+        """Let programs claim a message that june was working on; return whether june was.
 
-        Once there are more, the first turn shown moves by half of that at a time: in between each answer's
-        prompt begins as the one before, and the model has evaluated it already.
+        A message that answers a question is not claimed: it answers the question now.
+
+        Args:
+            message_id: the message.
+            voice: its recording.
+            text: what was heard in it.
         """
-        said = (
-            "FROM messages WHERE direction = 'in' AND chat = :chat AND outcome = 'answered'"
-            " AND id > coalesce((SELECT forgotten_up_to_id FROM chats WHERE chat = :chat), 0)"
+        found = sql.row(
+            "UPDATE messages SET route = iif(route = 'answer', route, 'queue'), transcript = :text,"
+            " updated_at_s = :now_s"
+            " WHERE id = :id AND direction = 'in' AND status = 'PROCESSING' AND claimed_by = 'june'"
+            " RETURNING route",
+            id=message_id,
+            text=text,
+            now_s=sql.now_s,
         )
-        count = sql.row(f"SELECT count(*) AS turns {said}", chat=chat)
-        most, turns = limit // 2, 0 if count is None else count["turns"]
-        step = max(most // 2, 1)
-        skipped = max(math.ceil((turns - most) / step), 0) * step
-        rows = sql.rows(
-            "SELECT trim(text || char(10) || coalesce(transcript, ''), char(10)) AS question, answer"
-            f" {said} ORDER BY id LIMIT -1 OFFSET :skipped",
-            chat=chat,
-            skipped=skipped,
-        )
-        return tuple(
-            message
-            for row in rows
-            for message in (ChatMessage("user", row["question"]), ChatMessage("assistant", row["answer"]))
-        )
-
-    @transaction
-    def forget(self, sql: Transaction, chat: str) -> None:
-        """Begin the chat's conversation anew, with the messages that are NEW."""
-        sql.execute(
-            "INSERT INTO chats (chat, forgotten_up_to_id)"
-            " SELECT :chat, coalesce(max(id), 0) FROM messages"
-            " WHERE chat = :chat AND direction = 'in' AND status <> 'NEW'"
-            " ON CONFLICT (chat) DO UPDATE SET forgotten_up_to_id = excluded.forgotten_up_to_id",
-            chat=chat,
-        )
+        if found is None:
+            return False
+        add_voice(sql, message_id, voice)
+        if found["route"] == "answer":
+            settle(sql, message_id)
+        else:
+            sql.execute("UPDATE messages SET taker = 'program', attempts = 0 WHERE id = :id", id=message_id)
+            set_status(sql, message_id, "NEW")
+        return True
 
 
 def _reply(sql: Transaction, message_id: int, replies: Sequence[Outbound]) -> Literal[True]:
@@ -284,7 +258,7 @@ def _reply(sql: Transaction, message_id: int, replies: Sequence[Outbound]) -> Li
 
 
 def _add_inbound(sql: Transaction, message: Inbound, role: Role) -> Received | None:
-    """The message as it was stored; None: it was known."""
+    """Store a message and return it, or None if it was known already."""
     attachment = message.attachment
     answers, route = replied_to(sql, message), message.route
     if (question := open_question(sql, message, answers)) is not None:

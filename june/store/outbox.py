@@ -1,12 +1,18 @@
-"""The outbox: what june wants sent, chat by chat in order, until a chat app took it or it was given up."""
+"""The outbox: what june sends, each chat in order, until a chat app takes it or june gives it up.
+
+It also holds voice messages of programs that june has yet to speak; they are sent once they are spoken.
+"""
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 from june.messages import Delivered, Outbound, Voice
-from june.store.database import Database, Row, Transaction, transaction
-from june.store.rows import Queued, queued, to_json
+from june.store.database import Part, transaction
+from june.store.rows import DueMessage, due_message, to_json
+from june.store.status import set_status
+from june.store.transactions import Row, Transaction
 
-# The first message of each chat that nothing of is being sent, and when it is due.
+# The first message of each chat in which nothing is being sent, and when that message is due.
 HEADS = """
     WITH heads AS (
         SELECT min(id) AS id FROM messages
@@ -30,23 +36,36 @@ HEADS = """
 """
 
 
-class Outbox(Database):
-    """What is to be sent."""
+@dataclass(frozen=True, slots=True)
+class Unspoken:
+    """A voice message that june has yet to speak."""
+
+    id: int
+    text: str
+    chat: str
+
+
+class Outbox(Part):
+    """What is to be sent, and what is to be spoken first."""
 
     @transaction
     def enqueue(self, sql: Transaction, messages: Sequence[Outbound]) -> list[int]:
-        """The ids of the messages, which are now committed as NEW."""
+        """Commit messages as NEW and return their ids."""
         return [add_outbound(sql, message) for message in messages]
 
     @transaction
     def take_due(
         self, sql: Transaction, *, exclude_chats: Collection[str], group_window_s: float
-    ) -> tuple[Queued, ...]:
-        """What is due first, now PROCESSING and with one more attempt; () if nothing is due.
+    ) -> tuple[DueMessage, ...]:
+        """Take the message that is due first and those that are grouped with it; return () if none is due.
 
-        It is the head of a chat of which nothing is PROCESSING; a head that was postponed holds back the
-        rest of its chat. A head that may be grouped is due `group_window_s` after it was made, or at once if
-        something that may not follows it; it comes together with those behind it that may.
+        They are PROCESSING now and have one more attempt. Each chat is sent in order, one message or group
+        at a time: only a chat in which nothing is PROCESSING is considered, and only its first message. If
+        that was postponed, the rest of the chat waits, too.
+
+        A first message that may be grouped is due `group_window_s` after it was made, or at once if a
+        message that may not be grouped follows it. The messages right behind it that may be grouped come
+        with it.
         """
         head = _next_head(sql, exclude_chats, group_window_s)
         if head is None or head["due_s"] > sql.now_s:
@@ -68,19 +87,19 @@ class Outbox(Database):
             ids=to_json(ids),
             now_s=sql.now_s,
         )
-        return tuple(queued(row) for row in _with_voices(sql, ids))
+        return tuple(due_message(row) for row in _with_voices(sql, ids))
 
     @transaction
     def next_due_s(
         self, sql: Transaction, *, exclude_chats: Collection[str], group_window_s: float
     ) -> float | None:
-        """In how many seconds `take_due` may find something, 0 or more; None: nothing waits."""
+        """Return in how many seconds (0 or more) `take_due` may find something, or None if nothing waits."""
         head = _next_head(sql, exclude_chats, group_window_s)
         return None if head is None else max(0.0, head["due_s"] - sql.now_s)
 
     @transaction
     def note_delivered(self, sql: Transaction, message_id: int, delivered: Delivered) -> None:
-        """Add what a chat app just took of a message, so that it is not sent again."""
+        """Note which piece of a message a chat app has just taken, so that june does not send it again."""
         sql.execute(
             "UPDATE messages SET delivered = json_insert(delivered, '$[#]', json(:delivered)),"
             " updated_at_s = :now_s WHERE id = :id AND direction = 'out'",
@@ -97,7 +116,7 @@ class Outbox(Database):
 
     @transaction
     def mark_sent(self, sql: Transaction, ids: Sequence[int]) -> None:
-        """Make messages that are PROCESSING SENT; questions that were answered meanwhile RESPONDED."""
+        """Set messages that are PROCESSING to SENT, or to RESPONDED if they are questions with an answer."""
         _leave_processing(sql, ids, "SENT")
         sql.execute(
             "UPDATE messages SET status = 'RESPONDED' WHERE id IN (SELECT value FROM json_each(:ids))"
@@ -108,14 +127,14 @@ class Outbox(Database):
 
     @transaction
     def postpone(self, sql: Transaction, ids: Sequence[int], *, due_at_s: float, error: str) -> None:
-        """Make messages that are PROCESSING NEW again, due at a time in seconds since 1970."""
+        """Set messages that are PROCESSING back to NEW, due at a time in seconds since 1970."""
         _leave_processing(sql, ids, "NEW", due_at_s=due_at_s, error=error)
 
     @transaction
     def readdress(
         self, sql: Transaction, message_id: int, *, chat: str, user: str, other_users: Sequence[str]
     ) -> None:
-        """Make a message that is PROCESSING NEW again, to another person's chat."""
+        """Set a message that is PROCESSING back to NEW and send it to another person's chat."""
         sql.execute(
             "UPDATE messages SET status = 'NEW', claimed_by = '', attempts = 0, delivered = '[]',"
             " chat = :chat, platform = :platform, user = :user, other_users = :other_users, reply_to = '',"
@@ -133,19 +152,61 @@ class Outbox(Database):
     def give_up(
         self, sql: Transaction, ids: Sequence[int], *, error: str, notice: Outbound | None = None
     ) -> None:
-        """Make messages that are PROCESSING ERROR, and enqueue the notice in the same transaction."""
+        """Set messages that are PROCESSING to ERROR; if there were any, enqueue the notice as well."""
         if _leave_processing(sql, ids, "ERROR", error=error) and notice is not None:
             add_outbound(sql, notice)
 
     @transaction
-    def outbound(self, sql: Transaction, message_id: int) -> Queued | None:
-        """A message with what was delivered of it, whatever its status; None: there is none with this id."""
+    def message(self, sql: Transaction, message_id: int) -> DueMessage | None:
+        """Return a message of any status with what was delivered of it, or None if none has this id."""
         rows = _with_voices(sql, [message_id])
-        return queued(rows[0]) if rows else None
+        return due_message(rows[0]) if rows else None
+
+    @transaction
+    def next_unspoken(self, sql: Transaction) -> Unspoken | None:
+        """Return the oldest voice message that june has yet to speak, or None if there is none."""
+        row = sql.row(
+            "SELECT id, text, chat FROM messages WHERE is_unspoken AND status = 'NEW' ORDER BY id LIMIT 1"
+        )
+        return None if row is None else Unspoken(**row)
+
+    @transaction
+    def note_spoken(self, sql: Transaction, message_id: int, voices: Sequence[Voice]) -> None:
+        """Send a voice message as it was spoken; its first recording is the message, the others follow it."""
+        row = sql.row(
+            "SELECT * FROM messages WHERE id = :id AND is_unspoken AND status = 'NEW'", id=message_id
+        )
+        if row is None:  # it was withdrawn meanwhile
+            return
+        first, *rest = voices
+        add_voice(sql, message_id, first)
+        sql.execute(
+            "UPDATE messages SET is_unspoken = 0, duration_s = :duration_s, updated_at_s = :now_s"
+            " WHERE id = :id",
+            id=message_id,
+            duration_s=first.duration_s,
+            now_s=sql.now_s,
+        )
+        for voice in rest:
+            more = Outbound(
+                row["chat"],
+                "voice",
+                voice.text,
+                voice=voice,
+                text_is_sent=True,
+                user=row["user"],
+                purpose=row["purpose"],
+            )
+            add_outbound(sql, more, answers=row["answers"])
+
+    @transaction
+    def give_up_speaking(self, sql: Transaction, message_id: int, *, error: str) -> None:
+        """Set a voice message that could not be spoken to ERROR; its words are sent as text anyway."""
+        set_status(sql, message_id, "ERROR", error=error)
 
 
 def add_outbound(sql: Transaction, message: Outbound, *, answers: int | None = None) -> int:
-    """The id of a message that is put behind the others of its chat."""
+    """Put a message behind the others of its chat and return its id."""
     row = sql.one(
         "INSERT INTO messages (direction, platform, chat, kind, text, reply_to, duration_s, preview_id,"
         " answers, edits, echo, text_is_sent, may_group, user, role, other_users, purpose,"
@@ -180,7 +241,7 @@ def add_outbound(sql: Transaction, message: Outbound, *, answers: int | None = N
 
 
 def add_voice(sql: Transaction, message_id: int, voice: Voice) -> None:
-    """Keep the recording of a message, in place of any that it has."""
+    """Store the recording of a message; it replaces the one that the message has."""
     sql.execute(
         "INSERT OR REPLACE INTO voices (message_id, ogg_opus, waveform) VALUES (:id, :ogg_opus, :waveform)",
         id=message_id,
@@ -204,7 +265,7 @@ def _with_voices(sql: Transaction, ids: Sequence[int]) -> list[Row]:
 def _leave_processing(
     sql: Transaction, ids: Sequence[int], status: str, *, due_at_s: float | None = None, error: str = ""
 ) -> int:
-    """How many of the messages were PROCESSING."""
+    """Set the status of those messages that are PROCESSING and return how many they were."""
     return sql.execute(
         "UPDATE messages SET status = :status, claimed_by = '', error = :error,"
         " due_at_s = coalesce(:due_at_s, due_at_s), updated_at_s = :now_s"

@@ -1,11 +1,11 @@
-"""Who was let in or shut out besides the settings, what people spent, and what a chat has set."""
+"""People: whom an owner let in or shut out, in addition to the settings, and their private chats."""
 
 import hashlib
 from dataclasses import dataclass
 from typing import Literal
 
-from june.messages import ChatPreferences
-from june.store.database import Database, Transaction, transaction
+from june.store.database import Part, transaction
+from june.store.transactions import Transaction
 
 Access = Literal["allowed", "denied"]
 
@@ -22,53 +22,31 @@ class Person:
     added_at_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class Spent:
-    """What one person sent."""
-
-    messages: int
-    audio_s: float
-    """Length of the recordings, in seconds."""
-    tokens: int = 0
-    """Of the prompts and of the answers."""
-
-
-@dataclass(frozen=True, slots=True)
-class Use:
-    """What one person sent of late."""
-
-    user: str
-    name: str
-    """As the chat app gave it last."""
-    today: Spent
-    month: Spent
-
-
-class People(Database):
-    """People and chats."""
+class People(Part):
+    """Whom an owner let in or shut out, and where they write."""
 
     @transaction
-    def people(self, sql: Transaction) -> list[Person]:
-        """Everyone who was let in or shut out, in the order in which it happened."""
+    def all(self, sql: Transaction) -> list[Person]:
+        """Return everyone who was let in or shut out, in the order in which it happened."""
         return [
             Person(**row)
             for row in sql.rows("SELECT user, role, name, added_by, added_at_s FROM people ORDER BY rowid")
         ]
 
     @transaction
-    def person(self, sql: Transaction, user: str) -> Access | None:
-        """Whether someone was let in or shut out; None: neither."""
+    def access(self, sql: Transaction, user: str) -> Access | None:
+        """Return whether a person was let in or shut out, or None if neither happened."""
         row = sql.row("SELECT role FROM people WHERE user = :user", user=user)
         return None if row is None else row["role"]
 
     @transaction
-    def set_person(self, sql: Transaction, user: str, role: Access, *, name: str, added_by: str) -> None:
-        """Let someone in or shut them out, whatever they were before."""
-        _set_person(sql, user, role, name=name, added_by=added_by)
+    def set_access(self, sql: Transaction, user: str, role: Access, *, name: str, added_by: str) -> None:
+        """Let a person in or shut them out; this replaces what was set before."""
+        _set_access(sql, user, role, name=name, added_by=added_by)
 
     @transaction
     def add_pairing_code(self, sql: Transaction, code: str, *, made_by: str, valid_s: float) -> None:
-        """Accept a code once during the next `valid_s` seconds; only its hash is kept."""
+        """Accept a code once during the next `valid_s` seconds; the file holds only its hash."""
         sql.execute("DELETE FROM pairing_codes WHERE expires_at_s <= :now_s", now_s=sql.now_s)
         sql.execute(
             "INSERT OR REPLACE INTO pairing_codes (code_sha256, expires_at_s, made_by)"
@@ -80,9 +58,9 @@ class People(Database):
 
     @transaction
     def redeem(self, sql: Transaction, code: str, user: str, name: str) -> bool:
-        """Whether the code was good: it is spent now, and the person let in.
+        """Let a person in who has a valid code, which is then used up, and return whether the code was valid.
 
-        Whoever was shut out stays so, and spends no code.
+        A person who was shut out stays shut out, and the code stays valid.
         """
         row = sql.row(
             "DELETE FROM pairing_codes WHERE code_sha256 = :hash AND expires_at_s > :now_s"
@@ -93,65 +71,21 @@ class People(Database):
         )
         if row is None:
             return False
-        _set_person(sql, user, "allowed", name=name, added_by=row["made_by"])
+        _set_access(sql, user, "allowed", name=name, added_by=row["made_by"])
         return True
 
     @transaction
-    def spent(self, sql: Transaction, user: str, *, since_s: float) -> Spent:
-        """What someone's messages since a time in seconds since 1970 come to."""
-        row = sql.one(
-            "SELECT count(*) AS messages, coalesce(sum(duration_s), 0.0) AS audio_s,"
-            " coalesce(sum(prompt_tokens + completion_tokens), 0) AS tokens FROM messages"
-            " WHERE direction = 'in' AND user = :user AND created_at_s >= :since_s",
+    def private_chat(self, sql: Transaction, user: str) -> str:
+        """Return the private chat that a person wrote in last, or "" if they never wrote in one."""
+        row = sql.row(
+            "SELECT chat FROM messages WHERE direction = 'in' AND user = :user AND NOT is_group"
+            " ORDER BY created_at_s DESC LIMIT 1",
             user=user,
-            since_s=since_s,
         )
-        return Spent(**row)
-
-    @transaction
-    def use(self, sql: Transaction, *, day_since_s: float, month_since_s: float) -> list[Use]:
-        """What each person sent since two times (since 1970), the most diligent of the longer time first."""
-        rows = sql.rows(
-            "SELECT user, user_name, max(id), count(*) AS messages, total(duration_s) AS audio_s,"
-            " sum(prompt_tokens + completion_tokens) AS tokens,"
-            " coalesce(sum(prompt_tokens + completion_tokens) FILTER (WHERE created_at_s >= :day_since_s), 0)"
-            " AS tokens_today,"
-            " count(*) FILTER (WHERE created_at_s >= :day_since_s) AS messages_today,"
-            " total(duration_s) FILTER (WHERE created_at_s >= :day_since_s) AS audio_today_s"
-            " FROM messages WHERE direction = 'in' AND created_at_s >= :month_since_s"
-            " GROUP BY user ORDER BY messages DESC, user",  # with max(id) the name is that row's
-            day_since_s=day_since_s,
-            month_since_s=month_since_s,
-        )
-        return [
-            Use(
-                row["user"],
-                row["user_name"],
-                today=Spent(row["messages_today"], row["audio_today_s"], row["tokens_today"]),
-                month=Spent(row["messages"], row["audio_s"], row["tokens"]),
-            )
-            for row in rows
-        ]
-
-    @transaction
-    def preferences(self, sql: Transaction, chat: str) -> ChatPreferences:
-        """What the chat has set for itself."""
-        row = sql.row("SELECT mode, language FROM chats WHERE chat = :chat", chat=chat)
-        return ChatPreferences() if row is None else ChatPreferences(**row)
-
-    @transaction
-    def set_preferences(self, sql: Transaction, chat: str, preferences: ChatPreferences) -> None:
-        """Keep what the chat sets for itself."""
-        sql.execute(
-            "INSERT INTO chats (chat, mode, language) VALUES (:chat, :mode, :language)"
-            " ON CONFLICT (chat) DO UPDATE SET mode = excluded.mode, language = excluded.language",
-            chat=chat,
-            mode=preferences.mode,
-            language=preferences.language,
-        )
+        return "" if row is None else row["chat"]
 
 
-def _set_person(sql: Transaction, user: str, role: Access, *, name: str, added_by: str) -> None:
+def _set_access(sql: Transaction, user: str, role: Access, *, name: str, added_by: str) -> None:
     sql.execute(
         "INSERT OR REPLACE INTO people (user, role, name, added_by, added_at_s)"
         " VALUES (:user, :role, :name, :added_by, :now_s)",

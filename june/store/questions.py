@@ -1,22 +1,23 @@
-"""Which message received answers which question: the platform's reply to it, or the person's next message.
+"""Which received message answers which question.
 
-Of several open questions in a chat, a message that replies to none of them answers the one asked last: it
-stands right above. A recording is the answer once it has been heard; until then its question is reserved.
+A message answers the question that it replies to in the chat app. If it is not a reply, it answers the
+question that its chat was asked last, since that is the one right above it. A recording becomes the answer
+once it has been transcribed; until then the question is reserved for it.
 """
 
 from june.messages import Inbound
-from june.store.database import Transaction, Value
 from june.store.rows import Role
+from june.store.transactions import Transaction, Value
 
 OPEN = (
     "is_question AND answered_by IS NULL AND chat = :chat AND user = :user"
     " AND status IN ('NEW', 'PROCESSING', 'SENT') AND delivered <> '[]' AND expires_at_s > :now_s"
 )
-"""A question that its person has seen."""
+"""A question without an answer that the person has seen."""
 
 
 def replied_to(sql: Transaction, message: Inbound) -> int | None:
-    """The id of the message, in either direction, that one received replies to; None: none of ours."""
+    """Return the id of the stored message that a received one replies to, or None if it replies to none."""
     if not message.reply_to:
         return None
     row = sql.row(
@@ -30,7 +31,7 @@ def replied_to(sql: Transaction, message: Inbound) -> int | None:
 
 
 def open_question(sql: Transaction, message: Inbound, replied: int | None) -> int | None:
-    """The id of the question that a message received answers; None: it answers none."""
+    """Return the id of the question that a received message answers, or None if it answers none."""
     asked: dict[str, Value] = {"chat": message.chat, "user": message.user, "now_s": sql.now_s}
     if message.kind == "command":
         return None
@@ -49,7 +50,7 @@ def open_question(sql: Transaction, message: Inbound, replied: int | None) -> in
 
 
 def forwarded(sql: Transaction, replied: int | None, role: Role) -> int | None:
-    """The id of the message that was passed on to the owner, who replies to it now; None: there is none."""
+    """Return the id of the original of a forwarded message that the owner replies to, or None."""
     if replied is None or role != "owner":
         return None
     row = sql.row("SELECT forwards FROM messages WHERE id = :id", id=replied)
@@ -57,19 +58,19 @@ def forwarded(sql: Transaction, replied: int | None, role: Role) -> int | None:
 
 
 def reserve(sql: Transaction, question: int, answer: int) -> None:
-    """Let no other message answer the question, and let it not expire."""
+    """Reserve a question for an answer: no other message can answer it, and it does not expire."""
     sql.execute("UPDATE messages SET answered_by = :answer WHERE id = :id", id=question, answer=answer)
 
 
 def settle(sql: Transaction, answer: int) -> None:
-    """Make a message received, which a question is reserved for, its answer."""
+    """Make a received message the answer to the question that is reserved for it."""
     sql.execute(
         "UPDATE messages SET status = 'RESPONDED', outcome = 'answer', claimed_by = '', lease_until_s = NULL,"
         " updated_at_s = :now_s WHERE id = :id",
         id=answer,
         now_s=sql.now_s,
     )
-    # One that is not sent to its end yet becomes RESPONDED when it is.
+    # A question that is still being sent becomes RESPONDED when all of it is sent.
     sql.execute(
         "UPDATE messages SET status = 'RESPONDED', updated_at_s = :now_s"
         " WHERE id = (SELECT answers FROM messages WHERE id = :id) AND answered_by = :id AND status = 'SENT'",
@@ -79,7 +80,7 @@ def settle(sql: Transaction, answer: int) -> None:
 
 
 def free(sql: Transaction, answer: int) -> None:
-    """Let another message answer the question that was reserved for this one, which is no answer."""
+    """Let other messages answer the question that was reserved for this one, which is not an answer."""
     sql.execute(
         "UPDATE messages SET answered_by = NULL"
         " WHERE id = (SELECT answers FROM messages WHERE id = :id) AND answered_by = :id"

@@ -1,53 +1,32 @@
 """The owner's queue: messages that programs claim and answer, what they send, and what they ask.
 
-Each method is one transaction, and tells of a refusal by a `QueueError` that changes nothing. A program's
-claim has a lease, which outlives june: `expire` ends what has run out. Where a call carries a `Once`, a
-repeated one is not carried out again.
-
-What a program may change by itself is `MAY_CHANGE`; every other change of a status is june's own.
+Each method is one transaction. A `QueueError` means that the call was refused and nothing was changed. A
+program's claim has a lease, which stays valid while june restarts; `expire` ends the leases that have run
+out. A repeated call with the same `Once` is not carried out again.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from june.errors import QueueError
-from june.messages import Outbound, Purpose, Voice
-from june.store.database import Database, Row, Transaction, transaction
+from june.messages import Outbound, Purpose
+from june.store.database import Part, transaction
 from june.store.feed import Filter, read_message
-from june.store.outbox import add_outbound, add_voice
-from june.store.questions import settle
-from june.store.rows import Message, Status
-
-MAY_CHANGE: Mapping[str, Mapping[Status, tuple[Status, ...]]] = {
-    "queued": {
-        "NEW": ("PROCESSING", "RESPONDED", "ERROR"),
-        "PROCESSING": ("NEW", "RESPONDED", "ERROR"),
-        "ERROR": ("NEW",),
-    },
-    "sent": {"NEW": ("ERROR",), "ERROR": ("NEW",)},
-    "asked": {"NEW": ("ERROR",), "ERROR": ("NEW",), "SENT": ("TIMEOUT",)},
-}
-"""By what a message is: one that programs may claim, one that a program sent, a question of a program."""
+from june.store.idempotency import Once, earlier, note
+from june.store.outbox import add_outbound
+from june.store.rows import Message
+from june.store.status import Status, changes_allowed, set_status
+from june.store.transactions import Row, Transaction
 
 UNANSWERED = "is_question AND answered_by IS NULL AND status IN ('NEW', 'SENT') AND expires_at_s <= :now_s"
-"""A question whose time is over."""
+"""A question whose time has run out."""
 LEASE_ENDED = "status = 'PROCESSING' AND claimed_by = 'program' AND lease_until_s <= :now_s"
 MAX_TEXT = 20_000
-"""Characters of a message that a program sends."""
-KEY_VALID_S = 24 * 3600.0
-MAX_KEYS = 10_000
+"""The longest text that a program may send, in characters."""
 
 Explain = Callable[[Message], Outbound | None]
-"""What the owner is told of a message that was given up."""
-
-
-@dataclass(frozen=True, slots=True)
-class Once:
-    """An idempotency key, and the hash of the request that it stands for."""
-
-    key: str
-    request_sha256: str
+"""Returns what the owner is told about a message that was given up, or None if nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,35 +42,28 @@ class Letter:
     reply_to: int | None = None
     """The id of a message in the same chat."""
     expires_in_s: float | None = None
-    """It is a question, and waits so long for its answer."""
+    """The message is a question, and waits this long for its answer; None: it is not a question."""
     other_users: tuple[str, ...] = ()
-    """Whom it goes to instead, in this order, if the chat does not take it."""
+    """Who gets it instead, in this order, if the chat does not take it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Unspoken:
-    """A voice message that is yet to be spoken."""
-
-    id: int
-    text: str
-    chat: str
-
-
-class Queue(Database):
-    """What programs do."""
+class Queue(Part):
+    """What programs claim, answer and send."""
 
     @transaction
-    def claim_for_program(
+    def claim(
         self, sql: Transaction, wanted: Filter, *, lease_s: float, once: Once | None = None
     ) -> Message | None:
-        """The oldest NEW message of the queue that matches, now PROCESSING with a lease; None: none does.
+        """Claim the oldest NEW message of the queue that matches; return it, or None if none matches.
+
+        The message is PROCESSING now and has a lease.
 
         Raises:
-            QueueError: the key stands for a claim that is over, or for another request.
+            QueueError: the claim that this key made is over, or the key was used for another request.
         """
-        if (earlier := _earlier(sql, once)) is not None:
-            found = read_message(sql, earlier["message_id"])
-            if found.status != "PROCESSING" or found.attempts != earlier["attempts"]:
+        if (first := earlier(sql, once)) is not None:
+            found = read_message(sql, first["message_id"])
+            if found.status != "PROCESSING" or found.attempts != first["attempts"]:
                 raise QueueError("conflict", f"That claim of message {found.id} is over.")
             return found
         clause, values = wanted.where()
@@ -103,7 +75,7 @@ class Queue(Database):
         if row is None:
             return None
         _claim(sql, row["id"], lease_s)
-        return _noted(sql, once, row["id"])
+        return note(sql, once, row["id"])
 
     @transaction
     def extend(
@@ -115,13 +87,13 @@ class Queue(Database):
         attempts: int | None = None,
         once: Once | None = None,
     ) -> Message:
-        """The message, whose lease ends `lease_s` from now.
+        """Let the lease of a claimed message end `lease_s` from now, and return the message.
 
         Raises:
-            QueueError: it is not claimed, or was claimed again since.
+            QueueError: the message is not claimed, or was claimed again since.
         """
-        if (earlier := _earlier(sql, once)) is not None:
-            return read_message(sql, earlier["message_id"])
+        if (first := earlier(sql, once)) is not None:
+            return read_message(sql, first["message_id"])
         _claimed(sql, message_id, attempts)
         sql.execute(
             "UPDATE messages SET lease_until_s = :now_s + :lease_s, updated_at_s = :now_s WHERE id = :id",
@@ -129,7 +101,7 @@ class Queue(Database):
             lease_s=lease_s,
             now_s=sql.now_s,
         )
-        return _noted(sql, once, message_id)
+        return note(sql, once, message_id)
 
     @transaction
     def respond(
@@ -142,13 +114,13 @@ class Queue(Database):
         attempts: int | None = None,
         once: Once | None = None,
     ) -> Message:
-        """The message, now RESPONDED; the answer is in the outbox.
+        """Put the answer to a claimed message into the outbox; return the message, which is RESPONDED now.
 
         Raises:
-            QueueError: it is not claimed, or was claimed again since.
+            QueueError: the message is not claimed, or was claimed again since.
         """
-        if (earlier := _earlier(sql, once)) is not None:
-            return read_message(sql, earlier["message_id"])
+        if (first := earlier(sql, once)) is not None:
+            return read_message(sql, first["message_id"])
         row = _claimed(sql, message_id, attempts)
         answer = Outbound(
             row["chat"],
@@ -159,8 +131,8 @@ class Queue(Database):
             purpose="message",
         )
         _add(sql, answer, answers=message_id, is_spoken=is_spoken)
-        _set(sql, message_id, "RESPONDED", outcome="responded")
-        return _noted(sql, once, message_id)
+        set_status(sql, message_id, "RESPONDED", outcome="responded")
+        return note(sql, once, message_id)
 
     @transaction
     def fail(
@@ -175,29 +147,32 @@ class Queue(Database):
         attempts: int | None = None,
         once: Once | None = None,
     ) -> Message:
-        """The message, now ERROR; or NEW, if it is to be retried and was not claimed `max_attempts` times.
+        """End a claim without an answer, and return the message.
+
+        The message is ERROR now; with `retry` it is NEW if it was claimed fewer than `max_attempts` times.
 
         Raises:
-            QueueError: it is not claimed, or was claimed again since.
+            QueueError: the message is not claimed, or was claimed again since.
         """
-        if (earlier := _earlier(sql, once)) is not None:
-            return read_message(sql, earlier["message_id"])
+        if (first := earlier(sql, once)) is not None:
+            return read_message(sql, first["message_id"])
         _claimed(sql, message_id, attempts)
         if retry:
             _retry(sql, message_id, error=error, max_attempts=max_attempts, explain=explain)
         else:
-            _set(sql, message_id, "ERROR", outcome="failed", error=error or "failed")
-        return _noted(sql, once, message_id)
+            set_status(sql, message_id, "ERROR", outcome="failed", error=error or "failed")
+        return note(sql, once, message_id)
 
     @transaction
     def send(self, sql: Transaction, letter: Letter, *, once: Once | None = None) -> Message:
-        """The message, which is now committed as NEW.
+        """Commit a program's message as NEW and return it.
 
         Raises:
-            QueueError: it replies to a message that is not in its chat; the key stands for another request.
+            QueueError: it replies to a message that is not in its chat, or the key was used for another
+                request.
         """
-        if (earlier := _earlier(sql, once)) is not None:
-            return read_message(sql, earlier["message_id"])
+        if (first := earlier(sql, once)) is not None:
+            return read_message(sql, first["message_id"])
         outbound = Outbound(
             letter.chat,
             "text",
@@ -215,7 +190,7 @@ class Queue(Database):
             is_question=expires_in_s is not None,
             expires_at_s=None if expires_in_s is None else sql.now_s + expires_in_s,
         )
-        return _noted(sql, once, message_id)
+        return note(sql, once, message_id)
 
     @transaction
     def change_text(
@@ -226,15 +201,17 @@ class Queue(Database):
         *,
         op: Literal["append", "prepend", "replace"] = "replace",
     ) -> Message:
-        """The message, whose text is another one now; the edit of what its chat shows is in the outbox.
+        """Change the text of a message and return the message.
+
+        If its chat shows the text already, an edit of it is put into the outbox.
 
         Raises:
-            QueueError: it is no text that was or will be sent, or would be too long.
+            QueueError: the message is not a text that was or will be sent, or it would be too long.
         """
         found = read_message(sql, message_id)
         row = sql.one("SELECT * FROM messages WHERE id = :id", id=message_id)
         if row["direction"] != "out" or row["kind"] != "text":
-            raise QueueError("conflict", f"Message {message_id} is no text that june sent.")
+            raise QueueError("conflict", f"Message {message_id} is not a text that june sent.")
         is_shown = row["delivered"] != "[]" or row["status"] == "PROCESSING"
         if not is_shown and row["status"] != "NEW":
             raise QueueError("conflict", f"Message {message_id} is {row['status']}: its chat never got it.")
@@ -259,16 +236,18 @@ class Queue(Database):
     def change_status(
         self, sql: Transaction, message_id: int, status: Status, *, if_status: Status, lease_s: float
     ) -> Message:
-        """The message, whose status was `if_status` and is `status` now; a claim gets the lease.
+        """Change the status of a message from `if_status` to `status`, and return the message.
+
+        A message that becomes PROCESSING gets a lease of `lease_s`.
 
         Raises:
-            QueueError: its status is another one, or must not become this one.
+            QueueError: its status is not `if_status`, or a program may not make this change.
         """
         found = read_message(sql, message_id)
         row = sql.one("SELECT * FROM messages WHERE id = :id", id=message_id)
         if found.status != if_status:
             raise QueueError("conflict", f"Message {message_id} is {found.status}, not {if_status}.")
-        if status not in MAY_CHANGE.get(_nature(row), {}).get(found.status, ()):
+        if status not in changes_allowed(row).get(found.status, ()):
             raise QueueError(
                 "conflict", f"A program cannot make message {message_id}, which is {found.status}, {status}."
             )
@@ -280,16 +259,16 @@ class Queue(Database):
                 id=message_id,
                 now_s=sql.now_s,
             )
-            _set(sql, message_id, "NEW")
+            set_status(sql, message_id, "NEW")
         elif status == "TIMEOUT" and found.answered_by is not None:
             raise QueueError("conflict", f"Message {message_id} is being answered.")
         else:
-            _set(sql, message_id, status, error="by_program" if status == "ERROR" else "")
+            set_status(sql, message_id, status, error="by_program" if status == "ERROR" else "")
         return read_message(sql, message_id)
 
     @transaction
     def has_run_out(self, sql: Transaction) -> bool:
-        """Whether `expire` would find something."""
+        """Return whether `expire` would find something."""
         found = sql.rows(
             f"SELECT 1 FROM messages WHERE {UNANSWERED} UNION ALL"  # noqa: S608 - a constant
             f" SELECT 1 FROM messages WHERE {LEASE_ENDED} LIMIT 1",
@@ -299,9 +278,10 @@ class Queue(Database):
 
     @transaction
     def expire(self, sql: Transaction, *, max_attempts: int, explain: Explain) -> int:
-        """How many leases and questions ran out: the messages are NEW again or ERROR, the questions TIMEOUT.
+        """End the leases and questions that ran out, and return how many there were.
 
-        What was claimed `max_attempts` times is ERROR, and `explain` may tell the owner.
+        The questions become TIMEOUT. The messages become NEW again, or ERROR if they were claimed
+        `max_attempts` times; `explain` says what the owner is told of those.
         """
         leases = sql.rows(
             f"SELECT id FROM messages WHERE {LEASE_ENDED} ORDER BY id",  # noqa: S608 - a constant
@@ -315,82 +295,6 @@ class Queue(Database):
         ).rowcount
         return len(leases) + questions
 
-    @transaction
-    def hand_over(self, sql: Transaction, message_id: int, voice: Voice, *, text: str) -> bool:
-        """Whether june had the message in work; if so programs may claim it, with what was heard as `text`.
-
-        An answer to a question answers it now.
-        """
-        found = sql.row(
-            "UPDATE messages SET route = iif(route = 'answer', route, 'queue'), transcript = :text,"
-            " updated_at_s = :now_s"
-            " WHERE id = :id AND direction = 'in' AND status = 'PROCESSING' AND claimed_by = 'june'"
-            " RETURNING route",
-            id=message_id,
-            text=text,
-            now_s=sql.now_s,
-        )
-        if found is None:
-            return False
-        add_voice(sql, message_id, voice)
-        if found["route"] == "answer":
-            settle(sql, message_id)
-        else:
-            sql.execute("UPDATE messages SET taker = 'program', attempts = 0 WHERE id = :id", id=message_id)
-            _set(sql, message_id, "NEW")
-        return True
-
-    @transaction
-    def next_unspoken(self, sql: Transaction) -> Unspoken | None:
-        """The oldest voice message that is yet to be spoken; None: there is none."""
-        row = sql.row(
-            "SELECT id, text, chat FROM messages WHERE is_unspoken AND status = 'NEW' ORDER BY id LIMIT 1"
-        )
-        return None if row is None else Unspoken(**row)
-
-    @transaction
-    def note_spoken(self, sql: Transaction, message_id: int, voices: Sequence[Voice]) -> None:
-        """Have a voice message sent as it was spoken; what did not fit into the first follows it."""
-        row = sql.row(
-            "SELECT * FROM messages WHERE id = :id AND is_unspoken AND status = 'NEW'", id=message_id
-        )
-        if row is None:  # withdrawn meanwhile
-            return
-        first, *rest = voices
-        add_voice(sql, message_id, first)
-        sql.execute(
-            "UPDATE messages SET is_unspoken = 0, duration_s = :duration_s, updated_at_s = :now_s"
-            " WHERE id = :id",
-            id=message_id,
-            duration_s=first.duration_s,
-            now_s=sql.now_s,
-        )
-        for voice in rest:
-            more = Outbound(
-                row["chat"],
-                "voice",
-                voice.text,
-                voice=voice,
-                text_is_sent=True,
-                user=row["user"],
-                purpose=row["purpose"],
-            )
-            add_outbound(sql, more, answers=row["answers"])
-
-    @transaction
-    def give_up_speaking(self, sql: Transaction, message_id: int, *, error: str) -> None:
-        """Make a voice message ERROR that could not be spoken; its words are sent in writing."""
-        _set(sql, message_id, "ERROR", error=error)
-
-
-def _nature(row: Row) -> str:
-    """Which part of `MAY_CHANGE` holds; "" if none does."""
-    if row["direction"] == "in":
-        return "queued" if row["taker"] == "program" else ""
-    if row["role"] != "program":
-        return ""
-    return "asked" if row["is_question"] else "sent"
-
 
 def _claim(sql: Transaction, message_id: int, lease_s: float) -> None:
     sql.execute(
@@ -403,7 +307,7 @@ def _claim(sql: Transaction, message_id: int, lease_s: float) -> None:
 
 
 def _claimed(sql: Transaction, message_id: int, attempts: int | None) -> Row:
-    """The row of a message that a program has claimed."""
+    """Return the row of a message that a program has claimed; `attempts`, if given, must be its own."""
     found = read_message(sql, message_id)
     row = sql.one("SELECT * FROM messages WHERE id = :id", id=message_id)
     if found.status != "PROCESSING" or row["claimed_by"] != "program":
@@ -416,28 +320,16 @@ def _claimed(sql: Transaction, message_id: int, attempts: int | None) -> Row:
 def _retry(sql: Transaction, message_id: int, *, error: str, max_attempts: int, explain: Explain) -> None:
     found = read_message(sql, message_id)
     if found.attempts < max_attempts:
-        _set(sql, message_id, "NEW", error=error)
+        set_status(sql, message_id, "NEW", error=error)
         return
-    _set(sql, message_id, "ERROR", outcome="failed", error=error or "attempts_spent")
+    set_status(sql, message_id, "ERROR", outcome="failed", error=error or "attempts_spent")
     notice = explain(found)
     if notice is not None:
         add_outbound(sql, notice)
 
 
-def _set(sql: Transaction, message_id: int, status: Status, *, outcome: str = "", error: str = "") -> None:
-    sql.execute(
-        "UPDATE messages SET status = :status, outcome = :outcome, error = :error, claimed_by = '',"
-        " lease_until_s = NULL, updated_at_s = :now_s WHERE id = :id",
-        id=message_id,
-        status=status,
-        outcome=outcome,
-        error=error,
-        now_s=sql.now_s,
-    )
-
-
 def _add(sql: Transaction, message: Outbound, *, answers: int | None, is_spoken: bool) -> int:
-    """The id of a program's message in the outbox; one that speaks it is put behind it."""
+    """Put a program's message, and a voice message if it is spoken, into the outbox; return its id."""
     message_id = add_outbound(sql, message, answers=answers)
     if is_spoken:
         voice = replace(message, kind="voice", text_is_sent=True, is_unspoken=True)
@@ -446,7 +338,7 @@ def _add(sql: Transaction, message: Outbound, *, answers: int | None, is_spoken:
 
 
 def _platform_id(sql: Transaction, letter: Letter) -> str:
-    """The chat app's id of the message that a letter replies to; "" if it replies to none, or it has none."""
+    """Return the chat app's id of the message that a letter replies to, or "" if there is none."""
     if letter.reply_to is None:
         return ""
     row = sql.row(
@@ -458,35 +350,3 @@ def _platform_id(sql: Transaction, letter: Letter) -> str:
     if row is None:
         raise QueueError("conflict", f"There is no message {letter.reply_to} in that person's chat.")
     return str(row["platform_id"])
-
-
-def _earlier(sql: Transaction, once: Once | None) -> Row | None:
-    """What became of the first request with this key; None: this is the first, or has no key."""
-    if once is None:
-        return None
-    row = sql.row(
-        "SELECT * FROM idempotency_keys WHERE key = :key AND created_at_s > :since_s",
-        key=once.key,
-        since_s=sql.now_s - KEY_VALID_S,
-    )
-    if row is not None and row["request_sha256"] != once.request_sha256:
-        raise QueueError("conflict", "That Idempotency-Key was used for another request.")
-    return row
-
-
-def _noted(sql: Transaction, once: Once | None, message_id: int) -> Message:
-    """The message, once its idempotency key is kept."""
-    found = read_message(sql, message_id)
-    if once is not None:
-        row = sql.one(
-            "INSERT OR REPLACE INTO idempotency_keys"
-            " (key, request_sha256, message_id, attempts, created_at_s)"
-            " VALUES (:key, :sha256, :message_id, :attempts, :now_s) RETURNING id",
-            key=once.key,
-            sha256=once.request_sha256,
-            message_id=message_id,
-            attempts=found.attempts,
-            now_s=sql.now_s,
-        )
-        sql.execute("DELETE FROM idempotency_keys WHERE id <= :last", last=row["id"] - MAX_KEYS)
-    return found

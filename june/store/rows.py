@@ -1,4 +1,4 @@
-"""What the store hands out, and how it is read from a row."""
+"""What the store returns, and how it is read from a row."""
 
 import json
 from collections.abc import Collection
@@ -6,19 +6,13 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 from june.messages import Attachment, Delivered, Inbound, Outbound, Purpose, Transcript, Voice
-from june.store.database import Row
+from june.store.status import Status
+from june.store.transactions import Row
 
 Role = Literal["owner", "allowed"]
-"""Whose messages are kept."""
+"""The role of a person whose messages june accepts."""
 
 Direction = Literal["in", "out"]
-
-Status = Literal["NEW", "PROCESSING", "RESPONDED", "FORWARDED", "SENT", "ERROR", "TIMEOUT"]
-"""A message received goes NEW, PROCESSING, RESPONDED or ERROR; one to be sent NEW, PROCESSING, SENT or ERROR.
-
-A failed or interrupted attempt leads from PROCESSING back to NEW. One that was passed on to the owner is
-FORWARDED until the owner answers. A question that was sent becomes RESPONDED, or TIMEOUT.
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,31 +25,31 @@ class Received:
     attempts: int
     """How often it was claimed, this time included."""
     transcript: Transcript | None
-    """What was heard in it at an earlier attempt."""
+    """What an earlier attempt heard in it."""
     answer: str
-    """What an earlier attempt committed as its answer; "" if it did not come so far."""
+    """The answer that an earlier attempt committed, or "" if it committed none."""
     preview_id: str
-    """The platform's id of a message that shows the beginning of an earlier attempt's answer."""
+    """The platform's id of the message that shows the beginning of an earlier attempt's answer, or ""."""
     received_at_s: float
-    """When it was committed, or is to be answered anew since; seconds since 1970."""
+    """When it was committed or, if it is answered again, when that was asked for; seconds since 1970."""
     answers: int = 0
-    """The id of the message that it replies to; 0: none of ours."""
+    """The id of the stored message that it replies to; 0: none."""
     trace_context: str = ""
-    """Its trace, see june/telemetry/stages.py; "" if it was received before there were traces."""
+    """Its trace, see june/telemetry/stages.py; "" if a june without traces received it."""
 
 
 @dataclass(frozen=True, slots=True)
-class Queued:
+class DueMessage:
     """A message of the outbox."""
 
     id: int
     message: Outbound
     answers: int
-    """The inbox id of the message that it answers; 0: none."""
+    """The id of the received message that it answers; 0: none."""
     attempts: int
     """How often it was taken, this time included."""
     delivered: tuple[Delivered, ...]
-    """What the platform took of it so far."""
+    """The pieces that the platform has taken so far."""
     created_at_s: float
     """When it was committed, seconds since 1970."""
     trace_context: str = ""
@@ -64,13 +58,13 @@ class Queued:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A message in either direction, as programs know it."""
+    """A message in either direction, as programs see it."""
 
     id: int
     platform: str
     chat: str
     user: str
-    """Its sender, or whom it is sent to; "" if it goes to the chat as such."""
+    """Its sender, or the person it is sent to; "" if it is sent to the chat as a whole."""
     user_name: str
     role: Literal["owner", "allowed", "june", "program"]
     """Who wrote it."""
@@ -94,7 +88,7 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class HistoryEntry:
-    """A message in either direction, with all that is kept of it but its recording."""
+    """A message in either direction, with everything that is stored of it except its recording."""
 
     id: int
     direction: Direction
@@ -107,7 +101,7 @@ class HistoryEntry:
     text: str
     has_audio: bool
     duration_s: float
-    """Length of its recording; 0: there is none."""
+    """Length of its recording; 0: it has none."""
     status: Status
     claimed_by: str
     lease_until_s: float | None
@@ -121,14 +115,14 @@ class HistoryEntry:
     preview_id: str
     trace_context: str
     transcript: str | None
-    """Of a message received: what was heard; None: it was not transcribed."""
+    """Of a received message: what was heard; None: it was not transcribed."""
     language: str
     answer: str
-    """Of a message received: what the model wrote."""
+    """Of a received message: what the model wrote."""
     answers: int
-    """Of a message sent: the id of the message that it answers; 0: none."""
+    """Of a sent message: the id of the message that it answers; 0: none."""
     edits: int
-    """Of a message sent: the id of the message whose text it replaces; 0: none."""
+    """Of a sent message: the id of the message whose text it replaces; 0: none."""
     echo: str
     text_is_sent: bool
     may_group: bool
@@ -137,7 +131,7 @@ class HistoryEntry:
 
 
 def received(row: Row) -> Received:
-    """A row of the inbox."""
+    """Return a row of the inbox as a `Received`."""
     attachment = row["attachment"]
     transcript = row["transcript"]
     return Received(
@@ -170,10 +164,10 @@ def received(row: Row) -> Received:
     )
 
 
-def queued(row: Row) -> Queued:
-    """A row of the outbox, joined with its voice."""
+def due_message(row: Row) -> DueMessage:
+    """Return a row of the outbox, joined with its recording, as a `DueMessage`."""
     voice = row["ogg_opus"]
-    return Queued(
+    return DueMessage(
         id=row["id"],
         message=Outbound(
             chat=row["chat"],
@@ -201,7 +195,7 @@ def queued(row: Row) -> Queued:
 
 
 def message(row: Row) -> Message:
-    """A row of the view `entries`."""
+    """Return a row of the view `entries` as a `Message`."""
     same = (
         "id platform chat user user_name direction status created_at_s updated_at_s lease_until_s"
         " expires_at_s attempts error trace_context answered_by"
@@ -220,7 +214,7 @@ def message(row: Row) -> Message:
 
 
 def history_entry(row: Row) -> HistoryEntry:
-    """A row of the view `entries`."""
+    """Return a row of the view `entries` as a `HistoryEntry`."""
     same = (
         "id direction platform chat user user_name role kind text status claimed_by lease_until_s attempts"
         " outcome error created_at_s updated_at_s platform_message_id reply_to preview_id trace_context"
@@ -239,11 +233,11 @@ def history_entry(row: Row) -> HistoryEntry:
 
 
 def to_json(value: Attachment | Delivered | Collection[str] | Collection[int]) -> str:
-    """A value as one column or one parameter."""
+    """Return a value as JSON, for one column or one parameter of a query."""
     plain = asdict(value) if isinstance(value, Attachment | Delivered) else list(value)
     return json.dumps(plain, ensure_ascii=False)
 
 
 def from_json(delivered: str) -> tuple[Delivered, ...]:
-    """The list that the column `delivered` holds."""
+    """Return the list that the column `delivered` holds."""
     return tuple(Delivered(**one) for one in json.loads(delivered))

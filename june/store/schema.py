@@ -1,6 +1,6 @@
-"""The tables of the file of messages, as the steps that lead to them.
+"""The tables of the file of messages, as the migrations that lead to them.
 
-A step that was released is never changed: a new one is put behind it.
+A released migration is never changed; a new one is added at the end.
 """
 
 MIGRATIONS = (
@@ -175,4 +175,7 @@ MIGRATIONS = (
     CREATE INDEX messages_editing ON messages (edits) WHERE edits IS NOT NULL;
     """,
 )
-"""Step n leads from schema version n to n + 1; `PRAGMA user_version` holds the version."""
+"""Migration n (from 0) leads from schema version n to n + 1; `PRAGMA user_version` holds the version."""
+
+VERSION = len(MIGRATIONS)
+"""The schema version that this june reads and writes."""

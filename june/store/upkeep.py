@@ -1,54 +1,52 @@
-"""Upkeep: whether the file is sound, what is too old to be kept, and all that is kept of one person.
+"""Upkeep: recover after a crash, check the file, delete what is old, export what is stored of one person.
 
-What was done with is deleted in small transactions, newest first, since what refers to a message is newer
-than it. `contents`, `faults`, `back_up` and `put_in_place_of` work with the file of an older june as well.
+Messages are deleted in small transactions, the newest first, because a message that refers to another is
+newer than it. `contents`, `faults`, `back_up` and `put_in_place_of` also work with the file of an older june.
 """
 
-import asyncio
 import json
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from june.errors import JuneError
-from june.settings import StoreSettings
-from june.store.database import Database, Row, Transaction, damage, transaction
-from june.telemetry import log
-
-DAY_S = 86_400.0
-RETRY_S = 600.0
-"""Pause after a failure to delete what is too old."""
+from june.messages import Outbound
+from june.store.database import Part, transaction
+from june.store.files import damage
+from june.store.outbox import add_outbound
+from june.store.questions import free
+from june.store.rows import Received, received
+from june.store.transactions import Row, Transaction
 
 BATCH = 200
-"""Rows that one transaction looks at; it takes some milliseconds, and others have their turn in between."""
+"""Rows that one transaction looks at. It takes some milliseconds; other calls run between two of them."""
 
 JSON_COLUMNS = {"attachment", "delivered", "other_users", "timings_s"}
 
 IMPOSSIBLE = {
-    "have a status that there is not": """
+    "have an unknown status": """
         SELECT count(*) FROM messages
         WHERE status NOT IN ('NEW', 'PROCESSING', 'RESPONDED', 'FORWARDED', 'SENT', 'ERROR', 'TIMEOUT')
             OR status = (CASE direction WHEN 'in' THEN 'SENT' ELSE 'FORWARDED' END)
     """,
-    "are in work, and nobody works on them": """
+    "are PROCESSING, and nobody works on them": """
         SELECT count(*) FROM messages WHERE status = 'PROCESSING' AND (claimed_by = '' OR attempts < 1)
     """,
-    "refer to what came after them": """
+    "refer to a later message": """
         SELECT count(*) FROM messages WHERE answers >= id OR edits >= id
     """,
-    "replace what june never sent": """
+    "replace a message that june did not send": """
         SELECT count(*) FROM messages AS new JOIN messages AS old ON old.id = new.edits
         WHERE old.direction = 'in'
     """,
-    "have a column that is no JSON": """
+    "have a column that is not JSON": """
         SELECT count(*) FROM messages
         WHERE NOT json_valid(delivered) OR NOT json_valid(coalesce(attachment, '{}'))
     """,
 }
-"""What no message can be, and the query that counts those that are."""
+"""What must not be true of any message, and the query that counts the messages of which it is true."""
 
-# What of a page of messages is done since before a time, but for the last turns that a model is shown.
+# Which messages of a page were done before a time, except the last turns, which the model is still shown.
 PAGE = """
     SELECT
         id, chat,
@@ -68,7 +66,7 @@ PAGE = """
     FROM messages AS page WHERE id < :below_id ORDER BY id DESC LIMIT :limit
 """
 
-# Of a chat and its topics, or of what a person sent anywhere, and what answers it.
+# Messages of a chat and its topics, messages that a person sent anywhere, and the answers to all these.
 MESSAGES_OF = """
     WITH own AS (
         SELECT id FROM messages
@@ -89,7 +87,7 @@ PEOPLE_OF = """
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What is in a file."""
+    """How much is in a file."""
 
     schema: int
     messages: int
@@ -100,31 +98,31 @@ class Contents:
 
 @dataclass(frozen=True, slots=True)
 class Pruned:
-    """What was deleted."""
+    """How much was deleted."""
 
     messages: int
     voices: int
     chats: frozenset[str] = frozenset()
-    """Those that lost a message."""
+    """The chats that lost a message."""
 
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """All that is kept of a chat, or of a person in all chats; rows as they are, by column."""
+    """Everything that is stored of a chat, or of a person in all chats; rows by column name."""
 
     messages: tuple[dict[str, Any], ...]
     chats: tuple[dict[str, Any], ...]
-    """What chats have set for themselves."""
+    """What the chats have set for themselves."""
     people: tuple[dict[str, Any], ...]
-    """Who was let in or shut out."""
+    """The people who were let in or shut out."""
 
 
-class Upkeep(Database):
-    """The file as a whole."""
+class Upkeep(Part):
+    """What concerns the file as a whole."""
 
     @transaction
     def contents(self, sql: Transaction) -> Contents:
-        """How much is in the file."""
+        """Return how much is in the file."""
         row = sql.one(
             "SELECT (SELECT user_version FROM pragma_user_version) AS schema,"
             " (SELECT count(*) FROM messages) AS messages, (SELECT count(*) FROM voices) AS voices,"
@@ -134,27 +132,65 @@ class Upkeep(Database):
 
     @transaction
     def faults(self, sql: Transaction) -> list[str]:
-        """What is wrong with the file, one sentence each; empty: nothing."""
+        """Return what is wrong with the file, one sentence each; an empty list if it is sound."""
         if fault := damage(sql):
-            return [f"{self._path}: {fault}."]
+            return [f"{self.database.path}: {fault}."]
         counts = {what: sql.one(query)[0] for what, query in IMPOSSIBLE.items()}
-        return [f"{self._path}: {count} of its messages {what}." for what, count in counts.items() if count]
+        return [
+            f"{self.database.path}: {count} of its messages {what}."
+            for what, count in counts.items()
+            if count
+        ]
+
+    @transaction
+    def recover(self, sql: Transaction, *, max_attempts: int, explain: Callable[[Received], Outbound]) -> int:
+        """Take up the work that a crash interrupted, and return how many received messages it interrupted.
+
+        Call it once, at start. The messages that june was working on become NEW again whatever their lease
+        says: the lock on the file proves that nobody works on them. Those that were tried `max_attempts`
+        times become ERROR, and what `explain` returns is sent to the chat. Messages that were being sent
+        become NEW again, too.
+        """
+        interrupted = sql.rows(
+            "SELECT * FROM messages WHERE direction = 'in' AND status = 'PROCESSING' AND claimed_by = 'june'"
+            " ORDER BY id"
+        )
+        for row in interrupted:
+            is_spent = row["attempts"] >= max_attempts
+            sql.execute(
+                "UPDATE messages SET status = :status, outcome = :outcome, error = :error, claimed_by = '',"
+                " lease_until_s = NULL, updated_at_s = :now_s WHERE id = :id",
+                id=row["id"],
+                status="ERROR" if is_spent else "NEW",
+                outcome="failed" if is_spent else "",
+                error="attempts_spent" if is_spent else "",
+                now_s=sql.now_s,
+            )
+            if is_spent:
+                free(sql, row["id"])
+                add_outbound(sql, explain(received(row)), answers=row["id"])
+        sql.execute(
+            "UPDATE messages SET status = 'NEW', claimed_by = '', updated_at_s = :now_s"
+            " WHERE direction = 'out' AND status = 'PROCESSING'",
+            now_s=sql.now_s,
+        )
+        return len(interrupted)
 
     async def prune(
         self, *, messages_age_s: float = math.inf, audio_age_s: float = math.inf, keep_turns: int
     ) -> Pruned:
-        """How much was deleted; others may use the file meanwhile.
+        """Delete what is old, and return how much that was; others may use the file meanwhile.
 
         Args:
-            messages_age_s: messages that are done with for longer than this go, with their recordings; never
-                what waits or is in work, nor what such a message refers to.
-            audio_age_s: of messages that are done with for longer than this the recordings go; text and
-                length stay.
-            keep_turns: so many last turns of a conversation stay however old they are, unless the chat has
-                forgotten them.
+            messages_age_s: delete messages that have been done for longer than this, with their recordings.
+                Messages that wait or are in work are never deleted, nor are those that they refer to.
+            audio_age_s: delete the recordings of messages that have been done for longer than this; their
+                text and length stay.
+            keep_turns: this many last turns of each conversation stay, however old they are, unless the
+                chat has forgotten them.
 
         Raises:
-            StoreError: the file could not be written; what was deleted before that stays so.
+            StoreError: the file could not be written; what was deleted before that stays deleted.
             StageError: too many calls wait already (code "busy").
         """
         messages, voices, chats = 0, 0, frozenset[str]()
@@ -169,11 +205,11 @@ class Upkeep(Database):
 
     @transaction
     def kept_of(self, sql: Transaction, name: str) -> Kept:
-        """All that is kept of a chat, or of a person, such as "telegram:123456789".
+        """Return everything that is stored of a chat, or of a person, such as "telegram:123456789".
 
-        That is the messages of the chat (and its topics) and those that the person sent elsewhere, with the
-        answers to them; what the chat has set; the person's own admission, or that of whoever wrote in a
-        chat of two.
+        These are the messages of the chat (and its topics), those that the person sent elsewhere, and the
+        answers to them; what the chat has set; and whether the person, or whoever wrote in the private chat,
+        was let in or shut out.
         """
         messages, chats, people = (
             tuple(map(_readable, sql.rows(query, name=name))) for query in (MESSAGES_OF, CHATS_OF, PEOPLE_OF)
@@ -194,7 +230,7 @@ class Upkeep(Database):
     def _remove_messages(
         self, sql: Transaction, below_id: int, age_s: float, keep_turns: int
     ) -> tuple[int | None, Pruned]:
-        """Where the next batch begins (None: there is none), and what was deleted of this one."""
+        """Delete what is old in one batch; return where the next begins (None: nowhere), and what it was."""
         page = sql.rows(
             PAGE, below_id=below_id, before_s=sql.now_s - age_s, keep_turns=keep_turns, limit=BATCH
         )
@@ -212,44 +248,8 @@ class Upkeep(Database):
         return page[-1]["id"] if page else None, Pruned(messages, voices, frozenset(chats))
 
 
-async def keep_tidy(
-    store: Upkeep,
-    settings: StoreSettings,
-    *,
-    keep_turns: int,
-    forget: Callable[[float, frozenset[str]], Awaitable[None]],
-) -> None:
-    """Delete what is older than the settings say, now and once a day, until cancelled.
-
-    Args:
-        store: the file.
-        settings: say how old that is.
-        keep_turns: see `prune`.
-        forget: called after that with the age of messages in seconds, and the chats that lost one: nothing is
-            to be kept of them elsewhere.
-    """
-    age_s = settings.keep_messages_days * DAY_S or math.inf
-    chats: frozenset[str] = frozenset()
-    while True:
-        try:
-            pruned = await store.prune(
-                messages_age_s=age_s,
-                audio_age_s=settings.keep_audio_days * DAY_S,
-                keep_turns=keep_turns,
-            )
-            chats |= pruned.chats
-            await forget(age_s, chats)
-            chats = frozenset()
-        except JuneError as error:  # june can work on; should the file be gone, others end it
-            log.error("store.prune_failed", detail=str(error))
-            await asyncio.sleep(RETRY_S)
-        else:
-            log.info("store.pruned", messages=pruned.messages, voices=pruned.voices)
-            await asyncio.sleep(DAY_S)
-
-
 def _readable(row: Row) -> dict[str, Any]:
-    """A row by column, with what is JSON in it as what it says."""
+    """Return a row by column name, with its JSON columns decoded."""
     values = dict(row)
     for column in JSON_COLUMNS & values.keys():
         if values[column] is not None:

@@ -122,7 +122,7 @@ async def test_the_text_that_replaced_another_is_shown(office: Office) -> None:
 async def test_only_texts_that_were_sent_can_be_changed(office: Office) -> None:
     (arrived,) = await office.arrive("Hello")
     put = await office.client.call("PUT", f"/v1/messages/{arrived.id}", {"text": "Bye"})
-    assert (put.status, put.detail) == (409, f"Message {arrived.id} is no text that june sent.")
+    assert (put.status, put.detail) == (409, f"Message {arrived.id} is not a text that june sent.")
     assert (await office.client.call("PUT", "/v1/messages/99", {"text": "Bye"})).status == 404
     sent = (await office.client.post("/v1/messages", {"to": "owner", "text": "a" * 20_000})).body
     longer = await office.client.call("PATCH", f"/v1/messages/{sent['id']}", {"op": "append", "text": "a"})
@@ -152,7 +152,7 @@ async def test_a_spoken_answer_is_two_messages(office: Office) -> None:
     text, voice = (await office.client.get("/v1/messages?direction=out&order=asc")).body["messages"]
     assert (text["kind"], voice["kind"], voice["reply_to"]) == ("message", "voice", text["id"])
     assert await office.deliver() == ["Hello."]  # the voice waits until it is spoken
-    unspoken = await office.store.next_unspoken()
+    unspoken = await office.store.outbox.next_unspoken()
     assert unspoken is not None
     assert (unspoken.id, unspoken.text) == (voice["id"], "Hello.")
 
@@ -218,11 +218,11 @@ async def test_two_clients_claiming_at_once_never_get_the_same(office: Office) -
 
 async def test_june_does_not_answer_what_waits_for_a_program(office: Office) -> None:
     await office.arrive("For a program")
-    assert await office.store.claim(exclude_chats=(), lease_s=60) is None
+    assert await office.store.inbox.claim(exclude_chats=(), lease_s=60) is None
     (hers,) = await office.arrive("For june", route="assistant")
     await office.client.post("/v1/messages/claim", {})  # in the same chat: june's turn comes all the same
     assert (await office.client.post("/v1/messages/claim", {})).status == 204
-    claimed = await office.store.claim(exclude_chats=(), lease_s=60)
+    claimed = await office.store.inbox.claim(exclude_chats=(), lease_s=60)
     assert claimed is not None
     assert claimed.id == hers.id
     assert (await office.client.post(f"/v1/messages/{hers.id}/respond", {"text": "No"})).status == 409
@@ -233,7 +233,7 @@ async def test_a_program_keeps_its_claim_while_june_is_started_again(tmp_path: P
         (arrived,) = await office.arrive("A long one")
         await office.client.post("/v1/messages/claim", {})
     async with Office(tmp_path) as office:
-        assert await office.store.recover(max_attempts=1, explain=lambda _: None) == 0  # type: ignore[arg-type, return-value]
+        assert await office.store.upkeep.recover(max_attempts=1, explain=lambda _: None) == 0  # type: ignore[arg-type, return-value]
         responded = await office.client.post(f"/v1/messages/{arrived.id}/respond", {"text": "Done"})
         assert responded.body["status"] == "RESPONDED"
 
@@ -308,7 +308,7 @@ async def test_a_message_reaches_the_owner_or_someone_with_access_and_nobody_els
     for to in (STRANGER, "telegram:100500"):
         refused = await office.client.post("/v1/messages", {"to": to, "text": "Hello"})
         assert (refused.status, refused.detail) == (403, f"{to} has no access.")
-    await office.store.set_person(BERT, "denied", name="", added_by=OWNER)
+    await office.store.people.set_access(BERT, "denied", name="", added_by=OWNER)
     assert (await office.client.post("/v1/messages", {"to": BERT, "text": "Hello"})).status == 403
     elsewhere = await office.client.post("/v1/messages", {"to": "discord:9", "text": "Hello"})
     assert (elsewhere.status, elsewhere.detail) == (409, "june is not on discord.")
@@ -333,7 +333,7 @@ async def test_the_platforms_reply_to_a_question_is_its_answer(office: Office) -
     assert reply.body["reply"] == (await office.client.get(f"/v1/messages/{answer.id}")).body
     assert (reply.body["reply"]["text"], reply.body["reply"]["reply_to"]) == ("Yes", first)
     assert (await office.client.get(f"/v1/messages/{second}/reply")).body == {"status": "SENT", "reply": None}
-    assert await office.store.claim(exclude_chats=(), lease_s=60) is None  # nor does june answer it
+    assert await office.store.inbox.claim(exclude_chats=(), lease_s=60) is None  # nor does june answer it
 
 
 async def test_the_next_message_answers_the_question_asked_last(office: Office) -> None:
@@ -362,10 +362,10 @@ async def test_a_question_that_nobody_saw_is_not_answered(office: Office) -> Non
 async def test_an_answer_before_the_delivery_is_committed_counts(office: Office) -> None:
     body = {"to": "owner", "text": "Shall I?", "wait_for_reply": True}
     question = (await office.client.post("/v1/messages", body)).body["id"]
-    (row,) = await office.store.take_due(exclude_chats=(), group_window_s=0)
-    await office.store.note_delivered(row.id, await office.app.send_text(OWNER, "Shall I?"))
+    (row,) = await office.store.outbox.take_due(exclude_chats=(), group_window_s=0)
+    await office.store.outbox.note_delivered(row.id, await office.app.send_text(OWNER, "Shall I?"))
     await office.arrive("Yes")
-    await office.store.mark_sent([row.id])
+    await office.store.outbox.mark_sent([row.id])
     reply = await office.client.get(f"/v1/messages/{question}/reply")
     assert (reply.body["status"], reply.body["reply"]["text"]) == ("RESPONDED", "Yes")
 
@@ -396,7 +396,7 @@ async def test_an_unanswered_question_times_out(office: Office) -> None:
 async def test_only_questions_have_answers(office: Office) -> None:
     (arrived,) = await office.arrive("Hello")
     no_question = await office.client.get(f"/v1/messages/{arrived.id}/reply?wait_s=60")
-    assert (no_question.status, no_question.detail) == (409, f"Message {arrived.id} is no question.")
+    assert (no_question.status, no_question.detail) == (409, f"Message {arrived.id} is not a question.")
     assert (await office.client.get("/v1/messages/99/reply")).status == 404
 
 
@@ -405,7 +405,7 @@ async def test_a_reply_stands_in_the_same_chat(office: Office) -> None:
     body = {"to": "owner", "text": "Hi", "reply_to": arrived.id}
     sent = await office.client.post("/v1/messages", body)
     assert sent.body["reply_to"] == arrived.id
-    (row,) = await office.store.take_due(exclude_chats=(), group_window_s=0)
+    (row,) = await office.store.outbox.take_due(exclude_chats=(), group_window_s=0)
     assert row.message.reply_to == arrived.message.message_id
     elsewhere = await office.client.post("/v1/messages", body | {"to": BERT})
     assert elsewhere.status == 409
@@ -476,9 +476,9 @@ async def test_the_log_of_changes_is_bounded_and_says_what_was_missed(office: Of
             for number in range(10_050)
         ]
     )
-    changes, is_whole = await office.store.changes(after_id=0, limit=20_000)
+    changes, is_whole = await office.store.feed.changes(after_id=0, limit=20_000)
     assert (len(changes), is_whole) == (10_000, False)
-    assert (await office.store.changes(after_id=changes[0].id - 1, limit=1))[1]
+    assert (await office.store.feed.changes(after_id=changes[0].id - 1, limit=1))[1]
 
 
 # Monitoring

@@ -126,14 +126,16 @@ async def desk(browser: Browser, office: Office, *, size: ViewportSize = WIDE) -
 async def answered(office: Office, said: str, answer: str) -> Received:
     """A voice message that june answered with its text and its voice."""
     (received,) = await office.arrive("", kind="voice", route="assistant")
-    await office.store.claim(exclude_chats=(), lease_s=60)
-    await office.store.note_transcript(received.id, Transcript(said, "en", 3.0))
+    await office.store.inbox.claim(exclude_chats=(), lease_s=60)
+    await office.store.inbox.note_transcript(received.id, Transcript(said, "en", 3.0))
     voice = Voice(RECORDING.read_bytes(), 3.0, b"")
     replies = [
         Outbound(OWNER, "text", answer, reply_to=received.message.message_id),
         Outbound(OWNER, "voice", answer, voice=voice, text_is_sent=True),
     ]
-    await office.store.finish(received.id, replies, outcome="answered", answer=answer, timings_s=TIMINGS_S)
+    await office.store.inbox.finish(
+        received.id, replies, outcome="answered", answer=answer, timings_s=TIMINGS_S
+    )
     return received
 
 

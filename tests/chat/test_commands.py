@@ -67,23 +67,23 @@ class Desk:
         message = Inbound(
             "telegram", f"m{self.messages}", chat, user, "Bob", kind, words, is_group=chat == GROUP
         )
-        (row,) = await self.store.receive([(message, "owner" if user == OWNER else "allowed")])
+        (row,) = await self.store.inbox.receive([(message, "owner" if user == OWNER else "allowed")])
         return row.id
 
     async def run(self, words: str, user: str = OWNER, chat: str = CHAT) -> str:
         """The answer to a command that was received and claimed as june does it."""
         await self.receive(words, user, chat)
-        row = await self.store.claim(exclude_chats=(), lease_s=60)
+        row = await self.store.inbox.claim(exclude_chats=(), lease_s=60)
         assert row is not None
         answer = await self.commands.run(row)
-        await self.store.finish(row.id, [], outcome="command")
+        await self.store.inbox.finish(row.id, [], outcome="command")
         return answer
 
     async def converse(self, question: str) -> None:
         """A question and its answer."""
         message_id = await self.receive(question, kind="text")
-        await self.store.claim(exclude_chats=(), lease_s=60)
-        await self.store.finish(message_id, [], outcome="answered", answer="Blue.")
+        await self.store.inbox.claim(exclude_chats=(), lease_s=60)
+        await self.store.inbox.finish(message_id, [], outcome="answered", answer="Blue.")
 
 
 @pytest.fixture
@@ -139,7 +139,7 @@ async def test_an_unknown_command_is_answered_with_where_the_known_ones_stand(de
 
 
 async def test_a_command_of_someone_shut_out_meanwhile_is_not_answered(desk: Desk) -> None:
-    await desk.store.set_person(BOB, "denied", name="", added_by=OWNER)
+    await desk.store.people.set_access(BOB, "denied", name="", added_by=OWNER)
     assert await desk.run("/help", BOB) == ""
 
 
@@ -148,7 +148,7 @@ async def test_a_command_of_someone_shut_out_meanwhile_is_not_answered(desk: Des
 )
 async def test_what_is_for_owners_is_for_owners_only(desk: Desk, words: str) -> None:
     assert await desk.run(words, BOB) == "That is for my owner."
-    assert await desk.store.people() == []
+    assert await desk.store.people.all() == []
 
 
 @pytest.mark.parametrize("command", ["/start", "/help"])
@@ -179,32 +179,32 @@ async def test_start_says_what_june_is(desk: Desk) -> None:
 async def test_voice_sets_how_one_chat_is_answered_and_says_it(
     desk: Desk, words: str, mode: str, sentence: str
 ) -> None:
-    await desk.store.set_preferences(CHAT, ChatPreferences(language="de"))
+    await desk.store.conversations.set_preferences(CHAT, ChatPreferences(language="de"))
     assert await desk.run(words, BOB) == sentence
-    assert await desk.store.preferences(CHAT) == ChatPreferences(mode=mode, language="de")  # type: ignore[arg-type]
-    assert await desk.store.preferences(GROUP) == ChatPreferences()
+    assert await desk.store.conversations.preferences(CHAT) == ChatPreferences(mode=mode, language="de")  # type: ignore[arg-type]
+    assert await desk.store.conversations.preferences(GROUP) == ChatPreferences()
     assert await desk.run("/voice", BOB) == sentence
 
 
 async def test_voice_without_a_word_says_what_the_settings_say(store: Store) -> None:
     desk = Desk(store, Settings(access=AccessSettings(owners=[OWNER]), reply=ReplySettings(mode="both")))
     assert await desk.run("/voice") == "I answer with voice messages and in writing here."
-    assert await store.preferences(CHAT) == ChatPreferences()
+    assert await store.conversations.preferences(CHAT) == ChatPreferences()
 
 
 @pytest.mark.parametrize("words", ["/voice loud", "/voice on off", "/voice mirror"])
 async def test_voice_says_what_it_expects(desk: Desk, words: str) -> None:
     assert await desk.run(words) == "After /voice I expect on | off | both | auto."
-    assert await desk.store.preferences(CHAT) == ChatPreferences()
+    assert await desk.store.conversations.preferences(CHAT) == ChatPreferences()
 
 
 async def test_language_sets_what_is_spoken_in_one_chat(desk: Desk) -> None:
-    await desk.store.set_preferences(CHAT, ChatPreferences(mode="both"))
+    await desk.store.conversations.set_preferences(CHAT, ChatPreferences(mode="both"))
     assert await desk.run("/language DE") == "I expect `de` to be spoken here."
-    assert await desk.store.preferences(CHAT) == ChatPreferences(mode="both", language="de")
+    assert await desk.store.conversations.preferences(CHAT) == ChatPreferences(mode="both", language="de")
     assert await desk.run("/language") == "I expect `de` to be spoken here."
     assert await desk.run("/language auto") == "I find out for myself which language is spoken here."
-    assert await desk.store.preferences(CHAT) == ChatPreferences(mode="both")
+    assert await desk.store.conversations.preferences(CHAT) == ChatPreferences(mode="both")
 
 
 async def test_language_auto_is_what_the_settings_say(store: Store) -> None:
@@ -217,7 +217,7 @@ async def test_language_auto_is_what_the_settings_say(store: Store) -> None:
 @pytest.mark.parametrize("words", ["/language e", "/language german", "/language d3", "/language en de"])
 async def test_language_says_what_it_expects(desk: Desk, words: str) -> None:
     assert await desk.run(words) == "After /language I expect auto, or a code such as en."
-    assert await desk.store.preferences(CHAT) == ChatPreferences()
+    assert await desk.store.conversations.preferences(CHAT) == ChatPreferences()
 
 
 async def test_stop_ends_this_chats_answer(desk: Desk) -> None:
@@ -229,16 +229,16 @@ async def test_stop_ends_this_chats_answer(desk: Desk) -> None:
 
 async def test_reset_forgets_this_chats_conversation(desk: Desk) -> None:
     await desk.converse("What colour is the sky?")
-    assert await desk.store.conversation(CHAT, 10)
+    assert await desk.store.conversations.messages(CHAT, 10)
     assert await desk.run("/reset") == "Our conversation is forgotten."
-    assert await desk.store.conversation(CHAT, 10) == ()
+    assert await desk.store.conversations.messages(CHAT, 10) == ()
     assert desk.forgotten == [CHAT]
 
 
 async def test_retry_makes_the_last_message_new_without_a_word(desk: Desk) -> None:
     await desk.converse("What colour is the sky?")
     assert await desk.run("/retry") == ""
-    again = await desk.store.claim(exclude_chats=(), lease_s=60)
+    again = await desk.store.inbox.claim(exclude_chats=(), lease_s=60)
     assert again is not None
     assert again.message.text == "What colour is the sky?"
 
@@ -261,13 +261,13 @@ async def test_allow_and_deny_take_effect_at_once(desk: Desk) -> None:
     assert await desk.run("/deny telegram:3") == "I ignore `telegram:3` from now on."
     assert await desk.run("/deny telegram:2") == "I ignore `telegram:2` from now on."
     assert [await desk.gate.role_of(user) for user in (STRANGER, BOB)] == [None, None]
-    assert {person.added_by for person in await desk.store.people()} == {OWNER}
+    assert {person.added_by for person in await desk.store.people.all()} == {OWNER}
 
 
 async def test_who_is_shut_out_keeps_the_name(desk: Desk) -> None:
-    await desk.store.set_person(STRANGER, "allowed", name="Mallory", added_by=OWNER)
+    await desk.store.people.set_access(STRANGER, "allowed", name="Mallory", added_by=OWNER)
     await desk.run("/deny telegram:3")
-    assert [(person.role, person.name) for person in await desk.store.people()] == [("denied", "Mallory")]
+    assert [(person.role, person.name) for person in await desk.store.people.all()] == [("denied", "Mallory")]
 
 
 @pytest.mark.parametrize("command", ["allow", "deny"])
@@ -275,7 +275,7 @@ async def test_an_owner_is_neither_let_in_nor_shut_out(desk: Desk, command: str)
     assert await desk.run(f"/{command} {OWNER}") == (
         "`telegram:1` is an owner, which only my settings change."
     )
-    assert await desk.store.people() == []
+    assert await desk.store.people.all() == []
 
 
 @pytest.mark.parametrize("command", ["allow", "deny"])
@@ -286,7 +286,7 @@ async def test_an_id_is_of_the_form_that_the_settings_take(desk: Desk, command: 
     assert await desk.run(f"/{command} {who}") == (
         f"After /{command} I expect an id such as telegram:123456789."
     )
-    assert await desk.store.people() == []
+    assert await desk.store.people.all() == []
 
 
 async def test_pair_makes_a_code_that_lets_one_person_in(desk: Desk) -> None:
@@ -301,7 +301,7 @@ async def test_pair_makes_a_code_that_lets_one_person_in(desk: Desk) -> None:
             for user in (STRANGER, "telegram:4")
         ]
     )
-    assert [(person.user, person.added_by) for person in await desk.store.people()] == [(STRANGER, OWNER)]
+    assert [(person.user, person.added_by) for person in await desk.store.people.all()] == [(STRANGER, OWNER)]
 
 
 async def test_pair_makes_no_code_where_others_see_it(desk: Desk) -> None:
@@ -316,9 +316,9 @@ async def test_pair_makes_no_code_when_nobody_takes_one(store: Store) -> None:
 
 
 async def test_users_lists_everyone_with_what_they_are(desk: Desk) -> None:
-    await desk.store.set_person(STRANGER, "allowed", name="Eve *bold*", added_by=OWNER)
-    await desk.store.set_person("telegram:4", "denied", name="", added_by=OWNER)
-    await desk.store.set_person(OWNER, "denied", name="Boss", added_by=OWNER)
+    await desk.store.people.set_access(STRANGER, "allowed", name="Eve *bold*", added_by=OWNER)
+    await desk.store.people.set_access("telegram:4", "denied", name="", added_by=OWNER)
+    await desk.store.people.set_access(OWNER, "denied", name="Boss", added_by=OWNER)
     assert visible(await desk.run("/users")).split("\n") == [
         "Owners",
         "",

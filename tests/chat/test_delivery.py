@@ -19,7 +19,7 @@ from june.chat.formatting import telegram_parts, visible_telegram
 from june.errors import DeliveryError, Refusal
 from june.messages import Outbound, Platform, Purpose, Voice
 from june.settings import DeliverySettings
-from june.store import Queued, Store, open_store
+from june.store import DueMessage, Store, open_store
 from tests.fakes import FakeAdapter
 
 CHAT = "telegram:1"
@@ -72,7 +72,7 @@ class Desk:
 
     async def put(self, *messages: Outbound) -> list[int]:
         """Enqueue messages."""
-        return await self.store.enqueue(messages)
+        return await self.store.outbox.enqueue(messages)
 
     async def send_due(self) -> None:
         """Send what is due now, and nothing that is due later."""
@@ -81,7 +81,7 @@ class Desk:
 
     async def due_s(self) -> float | None:
         """In how many seconds something is due."""
-        return await self.store.next_due_s(exclude_chats=(), group_window_s=0)
+        return await self.store.outbox.next_due_s(exclude_chats=(), group_window_s=0)
 
     async def send_all(self) -> None:
         """Send until nothing waits, however long that takes."""
@@ -93,11 +93,11 @@ class Desk:
 
     async def statuses(self) -> list[str]:
         """Of all messages, in order."""
-        return [entry.status for entry in await self.store.history()]
+        return [entry.status for entry in await self.store.history.entries()]
 
-    async def row(self, row_id: int) -> Queued:
+    async def row(self, row_id: int) -> DueMessage:
         """One message."""
-        row = await self.store.outbound(row_id)
+        row = await self.store.outbox.message(row_id)
         assert row is not None
         return row
 
@@ -127,7 +127,7 @@ def recover_with(received: object) -> Outbound:
 
 
 async def restart(desk: Desk) -> None:
-    await desk.store.recover(max_attempts=9, explain=recover_with)
+    await desk.store.upkeep.recover(max_attempts=9, explain=recover_with)
 
 
 A_LONG_TEXT = "first " * 6 + "***" + " second" * 5 + " end"
@@ -238,7 +238,7 @@ async def test_after_the_last_attempt_the_chat_is_told_with_a_sentence(desk: Des
         await desk.send_all()
     assert desk.app.shown(CHAT) == ["next", GIVEN_UP]
     assert list(desk.app.replies.values()) == ["", "7"]
-    assert [entry.status for entry in await desk.store.history()] == ["ERROR", "SENT", "SENT"]
+    assert [entry.status for entry in await desk.store.history.entries()] == ["ERROR", "SENT", "SENT"]
     assert [entry["event"] for entry in logs].count("reply.postponed") == desk.settings.max_attempts - 1
     assert "lost" not in str(logs)
 
@@ -301,9 +301,9 @@ async def test_a_voice_message_is_sent_as_a_reply(desk: Desk) -> None:
 
 async def test_a_voice_message_that_arrived_before_a_crash_is_not_sent_again(desk: Desk) -> None:
     await desk.put(voice("one"))
-    [row] = await desk.store.take_due(exclude_chats=(), group_window_s=0)
+    [row] = await desk.store.outbox.take_due(exclude_chats=(), group_window_s=0)
     assert row.message.voice is not None
-    await desk.store.note_delivered(row.id, await desk.app.send_voice(CHAT, row.message.voice))
+    await desk.store.outbox.note_delivered(row.id, await desk.app.send_voice(CHAT, row.message.voice))
     await restart(desk)
     await desk.send_due()
     assert desk.app.shown(CHAT) == ["(one)"]
@@ -404,8 +404,8 @@ async def test_notices_that_do_not_fit_in_one_message_go_one_by_one(desk: Desk) 
 
 async def test_a_notice_that_arrived_before_a_crash_is_not_repeated_with_the_next(desk: Desk) -> None:
     await desk.put(text("one", may_group=True))
-    [row] = await desk.store.take_due(exclude_chats=(), group_window_s=0)
-    await desk.store.note_delivered(row.id, await desk.app.send_text(CHAT, "one"))
+    [row] = await desk.store.outbox.take_due(exclude_chats=(), group_window_s=0)
+    await desk.store.outbox.note_delivered(row.id, await desk.app.send_text(CHAT, "one"))
     await restart(desk)
     await desk.put(text("two", may_group=True))
     await desk.send_due()
@@ -458,7 +458,7 @@ async def test_a_request_without_an_answer_ends_at_its_time_limit(desk: Desk) ->
     desk.app.gates[CHAT] = asyncio.Event()
     await desk.put(text("one", may_group=True))
     await desk.send_due()
-    assert [entry.error for entry in await desk.store.history()] == ["TimeoutError"]
+    assert [entry.error for entry in await desk.store.history.entries()] == ["TimeoutError"]
 
 
 async def test_what_goes_to_an_app_that_is_switched_off_waits_until_june_starts_with_it(desk: Desk) -> None:
@@ -595,7 +595,7 @@ async def test_whatever_fails_each_text_arrives_once_and_in_order(
                 desk.app.failures.extend(failures[fate] for fate in group)
                 await desk.send_due()
             else:
-                await desk.store.take_due(exclude_chats=(), group_window_s=0)
+                await desk.store.outbox.take_due(exclude_chats=(), group_window_s=0)
                 await restart(desk)
         await desk.send_all()
         for chat in (CHAT, "telegram:2"):
@@ -654,7 +654,7 @@ async def test_what_no_app_takes_is_given_up(desk: Desk) -> None:
     (row_id,) = await desk.put(to_the_owner())
     async with on_both_apps(desk) as discord:
         discord.refuses["send_text"] = DeliveryError("gone", "no")
-    assert (await desk.store.message(row_id)).status == "ERROR"
+    assert (await desk.store.feed.message(row_id)).status == "ERROR"
 
 
 @pytest.mark.parametrize(
@@ -673,6 +673,6 @@ async def test_the_kinds_of_what_programs_send_look_different(
     (row_id,) = await desk.put(Outbound(CHAT, "text", "Hello", purpose=purpose))
     await desk.send_due()
     assert desk.app.shown(CHAT) == [shown]
-    await desk.store.change_text(row_id, "Bye")
+    await desk.store.queue.change_text(row_id, "Bye")
     await desk.send_due()
     assert desk.app.shown(CHAT) == [shown.replace("Hello", "Bye")]

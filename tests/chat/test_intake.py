@@ -36,12 +36,14 @@ class Doorstep:
 
     async def sent(self) -> list[HistoryEntry]:
         """Everything in the outbox."""
-        return [row for row in await self.store.history(limit=1000) if row.direction == "out"]
+        return [row for row in await self.store.history.entries(limit=1000) if row.direction == "out"]
 
     async def stored(self) -> list[str]:
         """The platform's ids of everything in the inbox."""
         return [
-            row.platform_message_id for row in await self.store.history(limit=1000) if row.direction == "in"
+            row.platform_message_id
+            for row in await self.store.history.entries(limit=1000)
+            if row.direction == "in"
         ]
 
 
@@ -145,7 +147,7 @@ async def test_of_a_stranger_nothing_is_stored_or_answered_but_the_cursor_moves(
     door: Doorstep, message: Inbound
 ) -> None:
     await door.gate.receive([message], cursor=("offset", "17"))
-    assert await door.store.history() == []
+    assert await door.store.history.entries() == []
     assert (door.received, door.outbox_calls) == ([], 0)
     assert await door.gate.cursor("offset") == "17"
 
@@ -170,9 +172,9 @@ async def test_a_stranger_costs_a_counter_and_a_log_line_with_the_id_only_if_it_
 
 
 async def test_the_owners_may_let_in_and_shut_out_but_for_themselves(door: Doorstep) -> None:
-    await door.store.set_person(STRANGER, "allowed", name="", added_by=OWNER)
-    await door.store.set_person(BOB, "denied", name="", added_by=OWNER)
-    await door.store.set_person(OWNER, "denied", name="", added_by=OWNER)
+    await door.store.people.set_access(STRANGER, "allowed", name="", added_by=OWNER)
+    await door.store.people.set_access(BOB, "denied", name="", added_by=OWNER)
+    await door.store.people.set_access(OWNER, "denied", name="", added_by=OWNER)
     assert [await door.gate.role_of(user) for user in (OWNER, BOB, STRANGER, "telegram:4")] == [
         "owner",
         None,
@@ -291,7 +293,7 @@ async def test_a_recording_of_unknown_length_counts_by_its_size(door: Doorstep) 
 
 async def test_owners_have_no_limits_and_nobody_spends_anothers(door: Doorstep) -> None:
     await door.gate.receive([note(OWNER, duration_s=10_000) for _ in range(10)])
-    await door.store.set_person(STRANGER, "allowed", name="", added_by=OWNER)
+    await door.store.people.set_access(STRANGER, "allowed", name="", added_by=OWNER)
     await door.gate.receive([note(user, duration_s=600) for user in (BOB, STRANGER)])
     assert len(await door.stored()) == 12
     assert await door.sent() == []
@@ -313,7 +315,7 @@ async def test_a_stranger_with_a_code_is_let_in_and_welcomed(
     door: Doorstep, form: str, change: type[str]
 ) -> None:
     code = new_pairing_code()
-    await door.store.add_pairing_code(code, made_by=OWNER, valid_s=900)
+    await door.store.people.add_pairing_code(code, made_by=OWNER, valid_s=900)
     words = form.format(change(code))
     kind = "command" if words.startswith("/") else "text"
     key, question = text(STRANGER, words, kind=kind), text(STRANGER)
@@ -322,7 +324,7 @@ async def test_a_stranger_with_a_code_is_let_in_and_welcomed(
     (welcome,) = await door.sent()
     assert (welcome.chat, welcome.text, welcome.reply_to) == (STRANGER, WELCOME, key.message_id)
     assert door.outbox_calls == 1
-    (person,) = await door.store.people()
+    (person,) = await door.store.people.all()
     assert (person.user, person.role, person.name, person.added_by) == (
         STRANGER,
         "allowed",
@@ -334,11 +336,11 @@ async def test_a_stranger_with_a_code_is_let_in_and_welcomed(
 async def test_a_code_lets_in_one_person_only_and_until_it_expires(door: Doorstep) -> None:
     first, second = new_pairing_code(), new_pairing_code()
     for code in (first, second):
-        await door.store.add_pairing_code(code, made_by=OWNER, valid_s=900)
+        await door.store.people.add_pairing_code(code, made_by=OWNER, valid_s=900)
     await door.gate.receive([text("telegram:5", first), text("telegram:6", first)])
     door.now_s += 900
     await door.gate.receive([text("telegram:7", second)])
-    assert [person.user for person in await door.store.people()] == ["telegram:5"]
+    assert [person.user for person in await door.store.people.all()] == ["telegram:5"]
     assert len(await door.sent()) == 1
 
 
@@ -346,51 +348,51 @@ async def test_a_code_is_worth_nothing_in_a_group_to_the_shut_out_and_without_pa
     door: Doorstep, tmp_path: Path
 ) -> None:
     code = new_pairing_code()
-    await door.store.add_pairing_code(code, made_by=OWNER, valid_s=900)
-    await door.store.set_person("telegram:9", "denied", name="", added_by=OWNER)
+    await door.store.people.add_pairing_code(code, made_by=OWNER, valid_s=900)
+    await door.store.people.set_access("telegram:9", "denied", name="", added_by=OWNER)
     await door.gate.receive([text(STRANGER, code, **GROUP), text("telegram:9", code)])
     (tmp_path / "other").mkdir()
     async with open_door(tmp_path / "other", AccessSettings(owners=[OWNER])) as closed:
-        await closed.store.add_pairing_code(code, made_by=OWNER, valid_s=900)
+        await closed.store.people.add_pairing_code(code, made_by=OWNER, valid_s=900)
         await closed.gate.receive([text(STRANGER, code)])
-        assert await closed.store.history() == []
-        assert await closed.store.people() == []
-    assert await door.store.history() == []
-    assert [person.role for person in await door.store.people()] == ["denied"]
+        assert await closed.store.history.entries() == []
+        assert await closed.store.people.all() == []
+    assert await door.store.history.entries() == []
+    assert [person.role for person in await door.store.people.all()] == ["denied"]
 
 
 async def test_wrong_codes_are_met_with_silence_and_after_five_in_an_hour_right_ones_too(
     door: Doorstep,
 ) -> None:
     code = new_pairing_code()
-    await door.store.add_pairing_code(code, made_by=OWNER, valid_s=10 * HOUR_S)
+    await door.store.people.add_pairing_code(code, made_by=OWNER, valid_s=10 * HOUR_S)
     wrong = [text(STRANGER, new_pairing_code()) for _ in range(TRIES_PER_HOUR)]
     chatter = [text(STRANGER, "let me in") for _ in range(10)]  # which is no try
     await door.gate.receive([*chatter, *wrong, text(STRANGER, code)])
-    assert await door.store.history() == []
-    assert await door.store.people() == []
+    assert await door.store.history.entries() == []
+    assert await door.store.people.all() == []
     door.now_s += HOUR_S
     await door.gate.receive([text(STRANGER, code)])
-    assert [person.user for person in await door.store.people()] == [STRANGER]
+    assert [person.user for person in await door.store.people.all()] == [STRANGER]
 
 
 async def test_one_strangers_tries_are_not_anothers(door: Doorstep) -> None:
     code = new_pairing_code()
-    await door.store.add_pairing_code(code, made_by=OWNER, valid_s=900)
+    await door.store.people.add_pairing_code(code, made_by=OWNER, valid_s=900)
     await door.gate.receive([text(STRANGER, new_pairing_code()) for _ in range(TRIES_PER_HOUR)])
     await door.gate.receive([text("telegram:8", code)])
-    assert [person.user for person in await door.store.people()] == ["telegram:8"]
+    assert [person.user for person in await door.store.people.all()] == ["telegram:8"]
 
 
 async def test_strangers_cannot_fill_the_memory_nor_be_forgotten_while_they_try(door: Doorstep) -> None:
     code = new_pairing_code()
-    await door.store.add_pairing_code(code, made_by=OWNER, valid_s=900)
+    await door.store.people.add_pairing_code(code, made_by=OWNER, valid_s=900)
     crowd = [f"telegram:{number}" for number in range(100, 100 + MAX_REMEMBERED_STRANGERS)]
     first = [STRANGER] * (TRIES_PER_HOUR - 1)
     await door.gate.receive([text(user, "ABCDEFGH") for user in (*first, *crowd[1:], STRANGER, crowd[0])])
     assert len(door.gate._tries) == MAX_REMEMBERED_STRANGERS  # noqa: SLF001 - memory is not seen from outside
     await door.gate.receive([text(STRANGER, code)])
-    assert await door.store.people() == []
+    assert await door.store.people.all() == []
 
 
 def test_codes_are_long_random_and_without_look_alikes() -> None:
@@ -416,8 +418,8 @@ async def test_when_the_gate_returns_messages_and_cursor_are_on_disk(door: Doors
     message = text()
     await door.gate.receive([message], cursor=("offset", "18"))
     async with open_store(tmp_path / "june.db", read_only=True) as reader:
-        assert [row.platform_message_id for row in await reader.history()] == [message.message_id]
-        assert await reader.cursor("offset") == "18"
+        assert [row.platform_message_id for row in await reader.history.entries()] == [message.message_id]
+        assert await reader.inbox.cursor("offset") == "18"
 
 
 async def test_of_what_could_not_be_committed_nobody_hears(door: Doorstep, tmp_path: Path) -> None:

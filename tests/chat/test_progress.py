@@ -56,12 +56,12 @@ def app() -> FakeAdapter:
 @pytest.fixture
 async def received(store: Store) -> Received:
     question = Inbound("telegram", "7", CHAT, "telegram:5", "Ann", "text", "why?")
-    await store.receive([(question, "owner")])
+    await store.inbox.receive([(question, "owner")])
     return await claimed(store)
 
 
 async def claimed(store: Store) -> Received:
-    received = await store.claim(exclude_chats=(), lease_s=60)
+    received = await store.inbox.claim(exclude_chats=(), lease_s=60)
     assert received is not None
     return received
 
@@ -98,7 +98,7 @@ async def test_the_first_text_shows_at_once_and_then_the_newest_once_a_second(
 
 async def noted(store: Store, received: Received) -> None:
     """Wait until the preview's request is over, with what it commits: the store's thread works in order."""
-    await store.cursor(str(received.id))
+    await store.inbox.cursor(str(received.id))
 
 
 async def test_a_turn_that_is_repeated_goes_on_with_the_message_of_its_first_attempt(
@@ -108,7 +108,7 @@ async def test_a_turn_that_is_repeated_goes_on_with_the_message_of_its_first_att
     preview.show("The")
     await shown(app, ["The"])
     message_id = await preview.finish()
-    await store.release(received.id)
+    await store.inbox.release(received.id)
     again = await claimed(store)
     assert again.preview_id == message_id
     app.knows_drafts = True
@@ -240,7 +240,7 @@ async def test_finishing_waits_for_a_request_in_flight_and_for_no_pause(
     preview.show("The sky")
     message_id = await preview.finish()
     assert app.shown(CHAT) == ["The"]
-    await store.release(received.id)
+    await store.inbox.release(received.id)
     assert (await claimed(store)).preview_id == message_id != ""
 
 
@@ -257,12 +257,12 @@ async def test_whatever_fails_there_is_never_a_second_preview(
     async with open_store(tmp_path_factory.mktemp("any") / "june.db") as store:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(loop, "time", clock)
-            await store.receive([(question, "owner")])
+            await store.inbox.receive([(question, "owner")])
             preview = Preview(store, app, await claimed(store))
             for number in range(len(fates) + 1):
                 preview.show(f"The sky {number}")
                 await passes(clock, 0)
-                await store.cursor("")
+                await store.inbox.cursor("")
                 await passes(clock, 300)
             message_id = await preview.finish()
     assert list(app.chats[CHAT]) == [message_id] * bool(message_id)

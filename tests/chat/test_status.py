@@ -95,12 +95,12 @@ async def test_use_is_by_person_in_two_times_under_their_last_name(tmp_path: Pat
         await receive(store, recording(3, ANNA), recording(4, ANNA))
         for tokens in (10, 20):  # each message is answered, and the last one anew
             for _ in range(3):
-                if (claimed := await store.claim(exclude_chats=(), lease_s=60)) is not None:
-                    await store.finish(claimed.id, [], outcome="answered", usage=Usage(tokens, 1))
-            await store.retry_last(ANNA)
+                if (claimed := await store.inbox.claim(exclude_chats=(), lease_s=60)) is not None:
+                    await store.inbox.finish(claimed.id, [], outcome="answered", usage=Usage(tokens, 1))
+            await store.inbox.retry_last(ANNA)
         await receive(store, replace(inbound(5, "discord:9"), user=ANNA, user_name="Anna"))
-        assert await store.use(day_since_s=1000.0, month_since_s=100.0) == [
+        assert await store.history.use(day_since_s=1000.0, month_since_s=100.0) == [
             Use(ANNA, "Anna", today=Spent(3, 60.0, 53), month=Spent(4, 60.0, 64)),
             Use(BERT, "Someone", today=Spent(0, 0.0), month=Spent(1, 30.0, 11)),
         ]
-        assert await store.use(day_since_s=1000.0, month_since_s=2000.0) == []
+        assert await store.history.use(day_since_s=1000.0, month_since_s=2000.0) == []

@@ -23,7 +23,7 @@ from june.llm.states import StateFiles
 from june.messages import ChatPreferences, Outbound, Voice
 from june.settings import PROJECT_ROOT
 from june.store import Store, open_store
-from june.store.database import VERSION
+from june.store.schema import VERSION
 from tests.stored import ANNA, BERT, Clock, claim, inbound, receive, reply, take
 
 VOICE = Voice(b"OggS and the rest", 1.5, b"\x01\x02")
@@ -83,18 +83,20 @@ async def a_day(store: Store) -> None:
     """Two conversations, a recording, settings and a guest."""
     for number, chat in enumerate((ANNA, BERT, ANNA)):
         await answer(store, number, chat)
-    await store.enqueue([Outbound(ANNA, "voice", "spoken", VOICE)])
-    await store.set_preferences(ANNA, ChatPreferences(language="de"))
-    await store.set_person(BERT, "allowed", name="Bert", added_by=ANNA)
+    await store.outbox.enqueue([Outbound(ANNA, "voice", "spoken", VOICE)])
+    await store.conversations.set_preferences(ANNA, ChatPreferences(language="de"))
+    await store.people.set_access(BERT, "allowed", name="Bert", added_by=ANNA)
 
 
 async def answer(store: Store, number: int, chat: str = ANNA) -> None:
     """A question and its answer, sent."""
     await receive(store, inbound(number, chat, f"question {number}"))
     claimed = await claim(store)
-    await store.finish(claimed.id, [reply(f"answer {number}", chat)], outcome="answered", answer="Blue.")
+    await store.inbox.finish(
+        claimed.id, [reply(f"answer {number}", chat)], outcome="answered", answer="Blue."
+    )
     for queued in await take(store):
-        await store.mark_sent([queued.id])
+        await store.outbox.mark_sent([queued.id])
 
 
 def rows(path: Path) -> dict[str, list[tuple[Any, ...]]]:
@@ -126,7 +128,7 @@ def test_a_backup_holds_what_only_the_log_holds_and_nothing_that_was_deleted(cab
     copy = cabinet.folder / "copy.db"
 
     async def work(store: Store) -> None:
-        await store.enqueue([reply("in the log")])
+        await store.outbox.enqueue([reply("in the log")])
         await store.transact(lambda sql: sql.execute("UPDATE messages SET text = 'x' WHERE id = 1"))
         result = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "june", "data", "backup", copy),
@@ -215,7 +217,7 @@ def leave_a_log(cabinet: Cabinet) -> None:
         "from tests.stored import reply\n"
         "async def main():\n"
         "    async with open_store(Path(sys.argv[1])) as store:\n"
-        "        await store.enqueue([reply('in the log')])\n"
+        "        await store.outbox.enqueue([reply('in the log')])\n"
         "        os._exit(9)\n"
         "asyncio.run(main())"
     )
@@ -284,10 +286,10 @@ def sql(*statements: str) -> Callable[[Path], None]:
         (scribble, "file is not a database"),
         (empty, f"its schema is 0, and june knows 1 to {VERSION}"),
         (sql(f"PRAGMA user_version = {VERSION + 1}"), "was written by a newer june"),
-        (sql("DROP TABLE voices"), "it is no file of june's: it has no voices"),
+        (sql("DROP TABLE voices"), "it is not a file of june's: it has no voices"),
         (sql("ALTER TABLE chats DROP COLUMN mode"), "it has no chats.mode"),
         (sql("DELETE FROM messages WHERE id = 1"), "its table messages refers to what is not in messages"),
-        (sql("UPDATE messages SET status = 'DONE' WHERE id = 1"), "1 of its messages have a status that"),
+        (sql("UPDATE messages SET status = 'DONE' WHERE id = 1"), "1 of its messages have an unknown status"),
     ],
 )
 def test_a_damaged_backup_is_refused_and_nothing_is_replaced(
@@ -329,17 +331,20 @@ def test_a_file_does_not_replace_itself(cabinet: Cabinet) -> None:
     [
         (
             "UPDATE messages SET status = 'SENT' WHERE id = 1",
-            "1 of its messages have a status that there is not.",
+            "1 of its messages have an unknown status.",
         ),
         (
             "UPDATE messages SET status = 'PROCESSING'",
-            "7 of its messages are in work, and nobody works on them.",
+            "7 of its messages are PROCESSING, and nobody works on them.",
         ),
-        ("UPDATE messages SET answers = 7 WHERE id = 1", "1 of its messages refer to what came after them."),
-        ("UPDATE messages SET edits = 1 WHERE id = 2", "1 of its messages replace what june never sent."),
+        ("UPDATE messages SET answers = 7 WHERE id = 1", "1 of its messages refer to a later message."),
+        (
+            "UPDATE messages SET edits = 1 WHERE id = 2",
+            "1 of its messages replace a message that june did not send.",
+        ),
         (
             "UPDATE messages SET delivered = '[' WHERE id = 2",
-            "1 of its messages have a column that is no JSON.",
+            "1 of its messages have a column that is not JSON.",
         ),
     ],
 )
@@ -367,7 +372,7 @@ def test_prune_deletes_what_is_old_and_done_and_makes_the_file_smaller(cabinet: 
     async def fill(store: Store) -> None:
         for number in range(10, 40):
             await receive(store, inbound(number, text="old secret " * 500))
-            await store.finish((await claim(store)).id, [], outcome="answered", answer="Blue.")
+            await store.inbox.finish((await claim(store)).id, [], outcome="answered", answer="Blue.")
         cabinet.clock.now_s = 10**10  # so that it is new whatever the real time
         await answer(store, 50, BERT)
 
@@ -413,11 +418,11 @@ def test_where_june_never_ran_nothing_is_made(tmp_path: Path) -> None:
 
 def test_an_export_has_all_that_is_kept_of_a_person(cabinet: Cabinet) -> None:
     async def more(store: Store) -> None:
-        (voice,) = [entry.id for entry in await store.history() if entry.has_audio]
-        assert await store.recording(voice) == VOICE.ogg_opus
-        await store.set_person(ANNA, "allowed", name="Anna", added_by="telegram:9")
+        (voice,) = [entry.id for entry in await store.history.entries() if entry.has_audio]
+        assert await store.feed.recording(voice) == VOICE.ogg_opus
+        await store.people.set_access(ANNA, "allowed", name="Anna", added_by="telegram:9")
         await receive(store, replace(inbound(70, GROUP, "to all"), user=ANNA, is_group=True))
-        await store.finish((await claim(store)).id, [reply("to the group", GROUP)], outcome="answered")
+        await store.inbox.finish((await claim(store)).id, [reply("to the group", GROUP)], outcome="answered")
         await receive(store, inbound(71, f"{ANNA}/7", "in a topic"), inbound(72, ANNA + "0", "another's"))
 
     cabinet.write(more)

@@ -52,15 +52,15 @@ class Cabinet:
         """Enqueue messages, and note what became of them."""
 
         async def work(store: Store) -> None:
-            ids = await store.enqueue(messages)
-            await store.take_due(exclude_chats=(), group_window_s=0)
+            ids = await store.outbox.enqueue(messages)
+            await store.outbox.take_due(exclude_chats=(), group_window_s=0)
             for message_id in ids:
                 for one in delivered:
-                    await store.note_delivered(message_id, one)
+                    await store.outbox.note_delivered(message_id, one)
             if end == "SENT":
-                await store.mark_sent(ids)
+                await store.outbox.mark_sent(ids)
             elif end == "ERROR":
-                await store.give_up(ids, error="refused: bot was blocked by the user.")
+                await store.outbox.give_up(ids, error="refused: bot was blocked by the user.")
 
         self.write(work)
 
@@ -82,11 +82,11 @@ def delivered(parts: list[str], parse_mode: Literal["", "html", "markdown"] = "h
 
 async def a_turn(store: Store) -> None:
     """A question that was heard, and its answer, which waits."""
-    (question,) = await store.receive([(QUESTION, "owner")])
-    await store.claim(exclude_chats=(), lease_s=60)
-    await store.note_transcript(question.id, Transcript("What is the sky?", "en", 2.5))
+    (question,) = await store.inbox.receive([(QUESTION, "owner")])
+    await store.inbox.claim(exclude_chats=(), lease_s=60)
+    await store.inbox.note_transcript(question.id, Transcript("What is the sky?", "en", 2.5))
     reply = Outbound(CHAT, "text", "**Blue.**", reply_to="5", echo="What is the sky?")
-    await store.finish(question.id, [reply], outcome="answered", answer="**Blue.**")
+    await store.inbox.finish(question.id, [reply], outcome="answered", answer="**Blue.**")
 
 
 # --- history ---

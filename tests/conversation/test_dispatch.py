@@ -18,7 +18,7 @@ from june.conversation.turn import VoicePipeline
 from june.errors import DeliveryError, QueueError, Refusal, StoreError, SynthesisError
 from june.messages import Attachment, ChatMessage, ChatPreferences, Delivered, Inbound, Outbound
 from june.settings import Settings
-from june.store import Filter, Letter, Message, Queued, Received, Role, Store, open_store
+from june.store import DueMessage, Filter, Letter, Message, Received, Role, Store, open_store
 from tests.fakes import FakeLlm, FakeStt, FakeTts
 from tests.stored import ANNA, BERT, inbound
 
@@ -130,7 +130,7 @@ class House:
 
     async def arrive(self, *messages: Inbound) -> list[Received]:
         """Messages are stored, and noticed."""
-        arrived = await self.store.receive([(message, "owner") for message in messages])
+        arrived = await self.store.inbox.receive([(message, "owner") for message in messages])
         self.dispatcher.notice(arrived)
         return arrived
 
@@ -140,8 +140,8 @@ class House:
         async with asyncio.timeout(20):
             while True:
                 self.outbox_changed.clear()
-                while rows := await self.store.take_due(exclude_chats=(), group_window_s=0):
-                    await self.store.mark_sent([row.id for row in rows])
+                while rows := await self.store.outbox.take_due(exclude_chats=(), group_window_s=0):
+                    await self.store.outbox.mark_sent([row.id for row in rows])
                     found += [row.message for row in rows]
                 if len(found) >= count:
                     assert len(found) == count
@@ -153,7 +153,7 @@ class House:
         async with asyncio.timeout(20):
             while True:
                 self.outbox_changed.clear()
-                history = await self.store.history()
+                history = await self.store.history.entries()
                 entries = [each for each in history if each.direction == "in" and each.status == status]
                 if len(entries) >= count:
                     return [each.outcome for each in sorted(entries, key=lambda each: each.id)]
@@ -211,7 +211,7 @@ async def test_the_tokens_of_an_answer_are_kept_for_whoever_asked(open_house: Op
     async with open_house() as house:
         await house.arrive(inbound(1))
         assert await house.statuses(1) == ["answered"]
-        (use,) = await house.store.use(day_since_s=0, month_since_s=0)
+        (use,) = await house.store.history.use(day_since_s=0, month_since_s=0)
     assert (use.user, use.today.tokens) == (ANNA, 7 + len(FakeLlm().pieces))
 
 
@@ -242,7 +242,7 @@ def test_the_mode_says_whether_an_answer_is_spoken_and_written(
 
 async def test_what_a_chat_has_set_comes_before_the_settings(open_house: Open) -> None:
     async with open_house(reply={"mode": "voice"}) as house:
-        await house.store.set_preferences(ANNA, ChatPreferences(mode="text", language="de"))
+        await house.store.conversations.set_preferences(ANNA, ChatPreferences(mode="text", language="de"))
         await house.arrive(voice(1), inbound(2, BERT))
         kinds = {message.chat: message.kind for message in await house.outbox(2)}
         assert kinds == {ANNA: "text", BERT: "voice"}
@@ -307,7 +307,7 @@ async def test_a_group_note_for_others_is_forgotten_without_a_sign(open_house: O
         house.stt.text = "We meet in Juneau."
         (received,) = await house.arrive(voice(1, is_group=True, is_addressed=False))
         assert await house.statuses(1) == ["not_addressed"]
-        entry = await house.store.entry(received.id)
+        entry = await house.store.history.entry(received.id)
         assert entry is not None
         assert (entry.text, entry.transcript, entry.has_audio) == ("", None, False)
         assert house.apps.working_in == []
@@ -333,7 +333,7 @@ async def test_so_many_turns_and_no_more_are_made_at_a_time(open_house: Open) ->
         house.llm.before_last = asyncio.Event()
         await house.arrive(*(inbound(number, f"telegram:{number}") for number in range(1, 6)))
         await house.llm_calls(2)
-        assert (await house.store.waiting()).new == 3
+        assert (await house.store.history.waiting()).new == 3
         house.llm.before_last.set()
         await house.outbox(5)
 
@@ -446,7 +446,7 @@ async def test_a_conversation_is_remembered_across_a_restart_until_it_is_reset(o
         asked = house.llm.requests[0].messages[1:]
         said = (ChatMessage("user", "What is the sky?"), ChatMessage("assistant", ANSWER))
         assert asked == (*said, ChatMessage("user", "And why?"))
-        await house.store.forget(ANNA)
+        await house.store.conversations.forget(ANNA)
         await house.arrive(inbound(4, text="Who?"))
         await house.outbox(1)
         assert house.llm.requests[1].messages[1:] == (ChatMessage("user", "Who?"),)
@@ -510,7 +510,7 @@ async def test_a_store_that_fails_ends_the_dispatcher(
         await house.arrive(inbound(1))
         await asyncio.wait([house.running], timeout=20)
         assert isinstance(house.running.exception(), StoreError)
-        assert (await house.store.waiting()).processing == 1
+        assert (await house.store.history.waiting()).processing == 1
 
 
 # --- what is passed on ---
@@ -521,14 +521,14 @@ async def when(house: House, message_id: int, holds: Callable[[Message], bool]) 
     async with asyncio.timeout(20):
         while True:
             changed = house.store.next_change()
-            found = await house.store.message(message_id)
+            found = await house.store.feed.message(message_id)
             if holds(found):
                 return found
             await changed.wait()
 
 
 async def claim_for_program(house: House) -> Message | None:
-    return await house.store.claim_for_program(Filter(), lease_s=60)
+    return await house.store.queue.claim(Filter(), lease_s=60)
 
 
 async def test_a_voice_message_for_the_queue_is_heard_and_kept_before_a_program_gets_it(
@@ -539,7 +539,7 @@ async def test_a_voice_message_for_the_queue_is_heard_and_kept_before_a_program_
         assert await claim_for_program(house) is None
         ready = await when(house, arrived.id, lambda found: found.has_audio)
         assert (ready.status, ready.text, ready.attempts) == ("NEW", "What is the sky?", 0)
-        recording = decode(await house.store.recording(arrived.id), settings.audio)
+        recording = decode(await house.store.feed.recording(arrived.id), settings.audio)
         original = decode(house.apps.audio, settings.audio)
         assert len(recording) == pytest.approx(len(original), rel=0.02)
         claimed = await claim_for_program(house)
@@ -557,7 +557,9 @@ async def test_june_killed_while_it_hears_for_the_queue_hears_again(open_house: 
         await house.store.transact(
             lambda sql: sql.execute("UPDATE messages SET status = 'PROCESSING', claimed_by = 'june'")
         )
-        await house.store.recover(max_attempts=5, explain=lambda row: Outbound(row.message.chat, "text", ""))
+        await house.store.upkeep.recover(
+            max_attempts=5, explain=lambda row: Outbound(row.message.chat, "text", "")
+        )
         house.dispatcher.notice([])
         ready = await when(house, arrived.id, lambda found: found.has_audio)
         assert ready.status == "NEW"
@@ -573,7 +575,7 @@ async def test_whoever_sent_a_recording_that_cannot_be_had_is_told(
         (arrived,) = await house.arrive(voice(1, route="queue"))
         (told,) = await house.outbox(1)
         assert told.text.startswith(("I could not fetch", "That recording is larger"))
-        assert (await house.store.message(arrived.id)).status == "ERROR"
+        assert (await house.store.feed.message(arrived.id)).status == "ERROR"
         assert await claim_for_program(house) is None
 
 
@@ -597,10 +599,10 @@ async def test_a_spoken_note_that_begins_with_the_word_goes_to_the_queue(
 async def ask(house: House) -> int:
     """A question to Anna that she has seen; its id."""
     letter = Letter(ANNA, ANNA, "Shall I?", expires_in_s=60)
-    question = await house.store.send(letter)
-    (row,) = await house.store.take_due(exclude_chats=(), group_window_s=0)
-    await house.store.note_delivered(row.id, Delivered("900", "text"))
-    await house.store.mark_sent([row.id])
+    question = await house.store.queue.send(letter)
+    (row,) = await house.store.outbox.take_due(exclude_chats=(), group_window_s=0)
+    await house.store.outbox.note_delivered(row.id, Delivered("900", "text"))
+    await house.store.outbox.mark_sent([row.id])
     return question.id
 
 
@@ -608,9 +610,9 @@ async def test_a_spoken_answer_answers_when_it_was_heard(open_house: Open) -> No
     async with open_house() as house:
         question = await ask(house)
         (arrived,) = await house.arrive(voice(1, route="assistant", reply_to="900"))
-        assert (await house.store.message(question)).status == "SENT"
+        assert (await house.store.feed.message(question)).status == "SENT"
         await when(house, question, lambda found: found.status == "RESPONDED")
-        _, answer = await house.store.reply(question)
+        _, answer = await house.store.feed.reply(question)
         assert answer is not None
         assert (answer.id, answer.text, answer.status) == (arrived.id, "What is the sky?", "RESPONDED")
         assert answer.has_audio
@@ -624,9 +626,9 @@ async def test_a_silent_answer_is_none_and_the_next_one_counts(open_house: Open)
         (arrived,) = await house.arrive(voice(1))
         (told,) = await house.outbox(1)
         assert told.text == "I heard nothing in that recording."
-        assert (await house.store.message(arrived.id)).status == "ERROR"
+        assert (await house.store.feed.message(arrived.id)).status == "ERROR"
         await house.arrive(inbound(2, text="Yes"))
-        _, answer = await house.store.reply(question)
+        _, answer = await house.store.feed.reply(question)
         assert answer is not None
         assert answer.text == "Yes"
 
@@ -636,20 +638,20 @@ async def test_a_forwarded_message_goes_to_the_owner_and_the_reply_back(open_hou
         sender = replace(inbound(1, BERT, "When? *Now*?"), route="forward", user_name="Bert\nthe *Great*")
         (arrived,) = await house.arrive(sender)
         async with asyncio.timeout(20):
-            while not (rows := await house.store.take_due(exclude_chats=(), group_window_s=0)):
+            while not (rows := await house.store.outbox.take_due(exclude_chats=(), group_window_s=0)):
                 await house.store.next_change().wait()
         (row,) = rows
         assert row.message.chat == ANNA
         assert row.message.text == (
             "✉️ **literally Bert the *Great*** (`telegram:2`)\n\nliterally When? *Now*?"
         )
-        assert (await house.store.message(arrived.id)).status == "FORWARDED"
-        await house.store.note_delivered(row.id, Delivered("900", "text"))
-        await house.store.mark_sent([row.id])
+        assert (await house.store.feed.message(arrived.id)).status == "FORWARDED"
+        await house.store.outbox.note_delivered(row.id, Delivered("900", "text"))
+        await house.store.outbox.mark_sent([row.id])
         await house.arrive(replace(inbound(2, ANNA, "At noon"), reply_to="900"))
         (returned,) = await house.outbox(1)
         assert (returned.chat, returned.text, returned.reply_to) == (BERT, "literally At noon", "1")
-        assert (await house.store.message(arrived.id)).status == "RESPONDED"
+        assert (await house.store.feed.message(arrived.id)).status == "RESPONDED"
         assert house.llm.requests == []
 
 
@@ -657,31 +659,31 @@ async def test_a_forwarded_recording_goes_with_its_words_both_ways(open_house: O
     async with open_house() as house:
         (arrived,) = await house.arrive(voice(1, BERT, route="forward"))
         await when(house, arrived.id, lambda found: found.status == "FORWARDED")
-        rows: list[Queued] = []
-        while taken := await house.store.take_due(exclude_chats=(), group_window_s=0):
+        rows: list[DueMessage] = []
+        while taken := await house.store.outbox.take_due(exclude_chats=(), group_window_s=0):
             rows += taken
-            await house.store.note_delivered(taken[0].id, Delivered(f"90{len(rows)}", "text"))
-            await house.store.mark_sent([taken[0].id])
+            await house.store.outbox.note_delivered(taken[0].id, Delivered(f"90{len(rows)}", "text"))
+            await house.store.outbox.mark_sent([taken[0].id])
         assert [row.message.kind for row in rows] == ["text", "voice"]
         assert rows[1].message.voice is not None
         await house.arrive(voice(2, ANNA, reply_to="902"))  # a reply to the bubble is one to the message
         text, spoken = await house.outbox(2)
         assert (text.chat, spoken.chat, spoken.kind) == (BERT, BERT, "voice")
-        assert (await house.store.message(arrived.id)).status == "RESPONDED"
+        assert (await house.store.feed.message(arrived.id)).status == "RESPONDED"
 
 
 async def test_nothing_goes_back_to_someone_without_access(open_house: Open) -> None:
     async with open_house() as house:
         (arrived,) = await house.arrive(replace(inbound(1, BERT), route="forward"))
         await when(house, arrived.id, lambda found: found.status == "FORWARDED")
-        (row,) = await house.store.take_due(exclude_chats=(), group_window_s=0)
-        await house.store.note_delivered(row.id, Delivered("900", "text"))
-        await house.store.mark_sent([row.id])
+        (row,) = await house.store.outbox.take_due(exclude_chats=(), group_window_s=0)
+        await house.store.outbox.note_delivered(row.id, Delivered("900", "text"))
+        await house.store.outbox.mark_sent([row.id])
         house.addresses.strangers.add(BERT)
         await house.arrive(replace(inbound(2, ANNA, "At noon"), reply_to="900"))
         (told,) = await house.outbox(1)
         assert (told.chat, told.text) == (ANNA, "Whoever wrote that has no access any more.")
-        assert (await house.store.message(arrived.id)).status == "FORWARDED"
+        assert (await house.store.feed.message(arrived.id)).status == "FORWARDED"
 
 
 async def test_without_an_owner_the_sender_is_told(open_house: Open) -> None:
@@ -690,7 +692,7 @@ async def test_without_an_owner_the_sender_is_told(open_house: Open) -> None:
         (arrived,) = await house.arrive(replace(inbound(1, BERT), route="forward"))
         (told,) = await house.outbox(1)
         assert (told.chat, told.text) == (BERT, "I cannot reach my owner at the moment.")
-        assert (await house.store.message(arrived.id)).status == "ERROR"
+        assert (await house.store.feed.message(arrived.id)).status == "ERROR"
 
 
 async def test_a_message_for_the_queue_stops_no_answer(open_house: Open) -> None:
@@ -720,7 +722,7 @@ async def test_the_seconds_of_each_stage_are_kept_with_the_message(open_house: O
 async def test_what_a_program_has_spoken_is_sent_in_writing_first(open_house: Open) -> None:
     async with open_house(reply={"max_voice_s": 30.0}) as house:
         house.tts.seconds = 20.0
-        await house.store.send(Letter(ANNA, ANNA, "One sentence. Another one.", is_spoken=True))
+        await house.store.queue.send(Letter(ANNA, ANNA, "One sentence. Another one.", is_spoken=True))
         (text,) = await house.outbox(1)
         assert (text.kind, text.purpose) == ("text", "message")
         speaking = asyncio.create_task(Speaker(house.store, house.pipeline, house.outbox_changed.set).run())
@@ -735,7 +737,7 @@ async def test_what_a_program_has_spoken_is_sent_in_writing_first(open_house: Op
 async def test_what_cannot_be_spoken_is_an_error_and_its_words_arrived(open_house: Open) -> None:
     async with open_house() as house:
         house.tts.error = SynthesisError("tts_failed", "no voice")
-        sent = await house.store.send(Letter(ANNA, ANNA, "Hello.", is_spoken=True))
+        sent = await house.store.queue.send(Letter(ANNA, ANNA, "Hello.", is_spoken=True))
         speaking = asyncio.create_task(Speaker(house.store, house.pipeline, house.outbox_changed.set).run())
         failed = await when(house, sent.id + 1, lambda found: found.status == "ERROR")
         speaking.cancel()

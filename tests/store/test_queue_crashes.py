@@ -90,7 +90,7 @@ class Queues(RuleBasedStateMachine):
 
     def outbox_ids(self) -> set[int]:
         """All of them."""
-        entries = self.runner.run(self.store.history(limit=10**6))
+        entries = self.runner.run(self.store.history.entries(limit=10**6))
         return {entry.id for entry in entries if entry.direction == "out"}
 
     def note_sent(self, before: set[int], user: str) -> None:
@@ -111,7 +111,7 @@ class Queues(RuleBasedStateMachine):
         question = data.draw(st.sampled_from(asked)) if asked and replies else max(asked, default=None)
         reply_to = f"p{question}" if question is not None and replies else ""
         message = inbound(next(self.numbers), user, "Hello", route="queue", reply_to=reply_to)
-        (received,) = self.runner.run(self.store.receive([(message, "owner")]))
+        (received,) = self.runner.run(self.store.inbox.receive([(message, "owner")]))
         if question is None:
             self.model.queue[received.id] = Row(user)
         else:
@@ -124,7 +124,7 @@ class Queues(RuleBasedStateMachine):
         """The oldest that is NEW; with a key that was used, the claim of the first time, while it lasts."""
         key = key and f"{key} {user}"
         earlier = self.model.keys.get(key)
-        claim = self.store.claim_for_program(
+        claim = self.store.queue.claim(
             Filter(user=user), lease_s=LEASE_S, once=Once(key, key) if key else None
         )
         if earlier is not None:
@@ -156,11 +156,11 @@ class Queues(RuleBasedStateMachine):
         attempts = max(row.attempts - 1, 1) if stale else None
         may = row.status == "PROCESSING" and attempts in (None, row.attempts)
         if action == "extend":
-            call: Any = self.store.extend(key, lease_s=2 * LEASE_S, attempts=attempts)
+            call: Any = self.store.queue.extend(key, lease_s=2 * LEASE_S, attempts=attempts)
         elif action == "respond":
-            call = self.store.respond(key, "Hi", attempts=attempts)
+            call = self.store.queue.respond(key, "Hi", attempts=attempts)
         else:
-            call = self.store.fail(
+            call = self.store.queue.fail(
                 key,
                 error="",
                 retry=action == "retry",
@@ -201,7 +201,7 @@ class Queues(RuleBasedStateMachine):
         }
         try:
             self.runner.run(
-                self.store.change_status(key, status, if_status=row.status, lease_s=LEASE_S)  # type: ignore[arg-type]
+                self.store.queue.change_status(key, status, if_status=row.status, lease_s=LEASE_S)  # type: ignore[arg-type]
             )
         except QueueError:
             assert status not in allowed.get(row.status, ())
@@ -218,17 +218,17 @@ class Queues(RuleBasedStateMachine):
     def sends(self, user: str, is_question: bool) -> None:
         """A message of a program's, or a question."""
         letter = Letter(user, user, "Shall I?", expires_in_s=QUESTION_S if is_question else None)
-        sent = self.runner.run(self.store.send(letter))
+        sent = self.runner.run(self.store.queue.send(letter))
         expires_at_s = self.clock.now_s + QUESTION_S if is_question else 0.0
         self.model.outbox[sent.id] = Row(user, expires_at_s=expires_at_s)
 
     @rule()
     def delivers(self) -> None:
         """What is due, to the person's eyes and the file's."""
-        while rows := self.runner.run(self.store.take_due(exclude_chats=(), group_window_s=0)):
+        while rows := self.runner.run(self.store.outbox.take_due(exclude_chats=(), group_window_s=0)):
             for row in rows:
-                self.runner.run(self.store.note_delivered(row.id, Delivered(f"p{row.id}", "text")))
-                self.runner.run(self.store.mark_sent([row.id]))
+                self.runner.run(self.store.outbox.note_delivered(row.id, Delivered(f"p{row.id}", "text")))
+                self.runner.run(self.store.outbox.mark_sent([row.id]))
                 self.model.outbox[row.id].status = "SENT"
 
     @rule(seconds=st.sampled_from([1.0, 6.0, 30.0]))
@@ -236,8 +236,8 @@ class Queues(RuleBasedStateMachine):
         """Leases and questions may run out."""
         self.clock.now_s += seconds
         before = self.outbox_ids()
-        self.runner.run(self.store.expire(max_attempts=MAX_ATTEMPTS, explain=tell))
-        assert not self.runner.run(self.store.has_run_out())
+        self.runner.run(self.store.queue.expire(max_attempts=MAX_ATTEMPTS, explain=tell))
+        assert not self.runner.run(self.store.queue.has_run_out())
         for row in self.model.queue.values():
             if row.status == "PROCESSING" and row.lease_until_s <= self.clock.now_s:
                 row.status = "ERROR" if row.attempts >= MAX_ATTEMPTS else "NEW"
@@ -258,12 +258,12 @@ class Queues(RuleBasedStateMachine):
             shutil.copyfile(old / name, new / name)
         self.runner.run(self.stack.aclose())
         self.open()
-        assert self.runner.run(self.store.recover(max_attempts=1, explain=explain)) == 0
+        assert self.runner.run(self.store.upkeep.recover(max_attempts=1, explain=explain)) == 0
 
     @invariant()
     def is_as_the_model_says(self) -> None:
         """Status, attempts, lease and answer of every message."""
-        entries, _ = self.runner.run(self.store.messages(Filter(), limit=10**6))
+        entries, _ = self.runner.run(self.store.feed.messages(Filter(), limit=10**6))
         known = self.model.queue | self.model.answers | self.model.outbox
         assert {entry.id for entry in entries} == known.keys()
         for entry in entries:

@@ -24,7 +24,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from june.errors import StoreError
 from june.settings import PROJECT_ROOT
 from june.store import Store, open_store
-from june.store.database import VERSION, Transaction
+from june.store.schema import VERSION
+from june.store.transactions import Transaction
 from tests.stored import ANNA, BERT, Clock, claim, explain, inbound, receive, reply, take
 
 
@@ -87,12 +88,12 @@ async def test_reading_needs_a_file(path: Path) -> None:
 async def test_a_reader_reads_beside_the_writer_and_writes_nothing(store: Store, path: Path) -> None:
     await receive(store, inbound(1))
     async with open_store(path, read_only=True) as reader:
-        assert len(await reader.history()) == 1
+        assert len(await reader.history.entries()) == 1
         await receive(store, inbound(2))
-        assert len(await reader.history()) == 2
+        assert len(await reader.history.entries()) == 2
         with pytest.raises(StoreError, match="readonly"):
             await receive(reader, inbound(3))
-        assert len(await reader.history()) == 2
+        assert len(await reader.history.entries()) == 2
 
 
 async def test_a_newer_file_is_refused(path: Path) -> None:
@@ -132,8 +133,8 @@ async def test_a_file_that_cannot_be_used_is_one_sentence(tmp_path: Path) -> Non
 
 async def test_an_impossible_id_is_a_store_error(store: Store) -> None:
     with pytest.raises(StoreError):
-        await store.entry(2**63)
-    assert await store.entry(2**63 - 1) is None
+        await store.history.entry(2**63)
+    assert await store.history.entry(2**63 - 1) is None
 
 
 async def test_damaged_letters_neither_hide_a_message_nor_show_in_an_error(path: Path) -> None:
@@ -164,7 +165,7 @@ async def test_a_failing_transaction_leaves_nothing_behind(store: Store) -> None
 
     with pytest.raises(ZeroDivisionError):
         await store.transact(fail)
-    assert await store.cursor("a") == ""
+    assert await store.inbox.cursor("a") == ""
 
 
 async def test_a_cancelled_caller_leaves_no_open_transaction(store: Store) -> None:
@@ -179,7 +180,7 @@ async def test_a_cancelled_caller_leaves_no_open_transaction(store: Store) -> No
         sql.execute("INSERT INTO cursors VALUES ('b', '2')")
 
     running = asyncio.create_task(store.transact(write_slowly))
-    waiting = asyncio.create_task(store.receive([(inbound(1), "owner")]))
+    waiting = asyncio.create_task(store.inbox.receive([(inbound(1), "owner")]))
     await begun.wait()
     running.cancel()
     waiting.cancel()
@@ -190,7 +191,7 @@ async def test_a_cancelled_caller_leaves_no_open_transaction(store: Store) -> No
         with pytest.raises(asyncio.CancelledError):
             await task
     # What had begun was done whole, what had not was not begun, and the store goes on.
-    assert (await store.cursor("a"), await store.cursor("b")) == ("1", "2")
+    assert (await store.inbox.cursor("a"), await store.inbox.cursor("b")) == ("1", "2")
     assert len(await receive(store, inbound(1))) == 1
 
 
@@ -224,23 +225,23 @@ from june.store import open_store
 async def main():
     prefix = sys.argv[2]
     async with open_store(Path(sys.argv[1])) as store:
-        recovered = await store.recover(max_attempts=1000, explain=lambda received: None)
+        recovered = await store.upkeep.recover(max_attempts=1000, explain=lambda received: None)
         print("ready", recovered, flush=True)
         for number in itertools.count():
             chat = f"telegram:{number % 5}"
             name = f"{prefix}-{number}"
             message = Inbound("telegram", name, chat, chat, "A", "text", "x" * (number % 3000))
-            for new in await store.receive([(message, "owner")], cursor=("telegram", name)):
+            for new in await store.inbox.receive([(message, "owner")], cursor=("telegram", name)):
                 print("received", new.id, name, flush=True)
-            claimed = await store.claim(exclude_chats=(), lease_s=60)
+            claimed = await store.inbox.claim(exclude_chats=(), lease_s=60)
             if claimed is not None and number % 7:
                 reply = Outbound(claimed.message.chat, "text", str(claimed.id))
-                await store.finish(claimed.id, [reply], outcome="answered")
+                await store.inbox.finish(claimed.id, [reply], outcome="answered")
                 print("finished", claimed.id, "-", flush=True)
             elif claimed is not None:
-                await store.release(claimed.id)
-            for queued in await store.take_due(exclude_chats=(), group_window_s=0):
-                await store.mark_sent([queued.id])
+                await store.inbox.release(claimed.id)
+            for queued in await store.outbox.take_due(exclude_chats=(), group_window_s=0):
+                await store.outbox.mark_sent([queued.id])
                 print("sent", queued.id, queued.message.text, flush=True)
 
 asyncio.run(main())
@@ -269,12 +270,12 @@ async def test_nothing_acknowledged_is_lost_by_kill_9(path: Path) -> None:
         for event, message_id, detail in live_and_be_killed(path, str(life), seconds.uniform(0.01, 0.3)):
             events[event][int(message_id)] = detail
         async with open_store(path, read_only=True) as reader:  # with the leftovers of a crash
-            assert await reader.entry(max(events["received"])) is not None
+            assert await reader.history.entry(max(events["received"])) is not None
     assert min(map(len, events.values())) > 50
 
     async with open_store(path) as store:
-        entries = {entry.id: entry for entry in await store.history(limit=10**6)}
-        last_cursor = await store.cursor("telegram")
+        entries = {entry.id: entry for entry in await store.history.entries(limit=10**6)}
+        last_cursor = await store.inbox.cursor("telegram")
         assert await store.transact(lambda sql: sql.one("PRAGMA integrity_check")[0]) == "ok"
     inbox = [entry for entry in entries.values() if entry.direction == "in"]
     replies = [entry.answers for entry in entries.values() if entry.direction == "out"]
@@ -357,7 +358,7 @@ class Crashes(RuleBasedStateMachine):
     @rule()
     def claims(self) -> None:
         """One message, if one is free."""
-        received = self.runner.run(self.store.claim(exclude_chats=(), lease_s=1))
+        received = self.runner.run(self.store.inbox.claim(exclude_chats=(), lease_s=1))
         expected = self.model.next(self.model.inbox)
         assert (received.id if received else None) == expected
         if expected is not None and received is not None:
@@ -372,7 +373,7 @@ class Crashes(RuleBasedStateMachine):
         row = self.model.inbox.get(key, Row(ANNA, status="none"))
         before = self.outbox_ids()
         is_done = self.runner.run(
-            self.store.finish(
+            self.store.inbox.finish(
                 key, [reply(str(n), row.chat) for n in range(replies)], outcome="answered", status=status
             )
         )
@@ -388,14 +389,14 @@ class Crashes(RuleBasedStateMachine):
     def releases(self, data: st.DataObject) -> None:
         """A turn is given back."""
         key = data.draw(st.sampled_from(self.model.processing(self.model.inbox)))
-        self.runner.run(self.store.release(key))
+        self.runner.run(self.store.inbox.release(key))
         row = self.model.inbox[key]
         row.status, row.attempts = "NEW", row.attempts - 1
 
     @rule(chat=st.sampled_from(CHATS), count=st.integers(1, 3))
     def enqueues(self, chat: str, count: int) -> None:
         """Messages that answer nothing."""
-        ids = self.runner.run(self.store.enqueue([reply(chat=chat)] * count))
+        ids = self.runner.run(self.store.outbox.enqueue([reply(chat=chat)] * count))
         assert ids == sorted(ids)
         self.model.outbox |= {new: Row(chat) for new in ids}
 
@@ -420,11 +421,11 @@ class Crashes(RuleBasedStateMachine):
         """A message was sent, given up or postponed."""
         key = data.draw(st.sampled_from(self.model.processing(self.model.outbox)))
         if ends == "SENT":
-            self.runner.run(self.store.mark_sent([key]))
+            self.runner.run(self.store.outbox.mark_sent([key]))
         elif ends == "ERROR":
-            self.runner.run(self.store.give_up([key], error="403"))
+            self.runner.run(self.store.outbox.give_up([key], error="403"))
         else:
-            self.runner.run(self.store.postpone([key], due_at_s=self.clock.now_s, error="502"))
+            self.runner.run(self.store.outbox.postpone([key], due_at_s=self.clock.now_s, error="502"))
         self.model.outbox[key].status = ends
 
     @rule()
@@ -440,7 +441,7 @@ class Crashes(RuleBasedStateMachine):
         self.open()
         before = self.outbox_ids()
         interrupted = self.model.processing(self.model.inbox)
-        recovered = self.runner.run(self.store.recover(max_attempts=MAX_ATTEMPTS, explain=explain))
+        recovered = self.runner.run(self.store.upkeep.recover(max_attempts=MAX_ATTEMPTS, explain=explain))
         assert recovered == len(interrupted)
         for key in interrupted:
             row = self.model.inbox[key]
@@ -457,13 +458,13 @@ class Crashes(RuleBasedStateMachine):
     @invariant()
     def is_as_the_model_says(self) -> None:
         """Status, attempts and question of every message."""
-        entries = self.runner.run(self.store.history(limit=10**6))
+        entries = self.runner.run(self.store.history.entries(limit=10**6))
         found = {entry.id: Row(entry.chat, entry.status, entry.attempts, entry.answers) for entry in entries}
         assert found == self.model.inbox | self.model.outbox
 
     def outbox_ids(self) -> set[int]:
         """All of them."""
-        entries = self.runner.run(self.store.history(limit=10**6))
+        entries = self.runner.run(self.store.history.entries(limit=10**6))
         return {entry.id for entry in entries if entry.direction == "out"}
 
     def teardown(self) -> None:

@@ -21,11 +21,10 @@ from hypothesis import strategies as st
 from june.errors import StoreError
 from june.messages import Outbound, Voice
 from june.settings import PROJECT_ROOT, StoreSettings
-from june.store import Pruned, Store, open_store
-from june.store import database as database_module
-from june.store.database import VERSION, Transaction
-from june.store.schema import MIGRATIONS
-from june.store.upkeep import keep_tidy
+from june.store import Pruned, Store, open_store, schema
+from june.store.retention import keep_tidy
+from june.store.schema import MIGRATIONS, VERSION
+from june.store.transactions import Transaction
 from tests.program import running, write_settings
 from tests.stored import ANNA, BERT, Clock, claim, inbound, receive, reply
 from tests.telegram_server import ALICE, TelegramServer
@@ -119,20 +118,20 @@ async def prune_all(
     async with open_store(folder / "june.db", clock=lambda: NOW_S) as store:
         await store.transact(partial(insert, messages=messages, forgotten=forgotten))
         before = await store.transact(rows)
-        pruned = await store.prune(messages_age_s=10 * DAY_S, keep_turns=keep_turns)
-        return before, await store.transact(rows), pruned, await store.faults()
+        pruned = await store.upkeep.prune(messages_age_s=10 * DAY_S, keep_turns=keep_turns)
+        return before, await store.transact(rows), pruned, await store.upkeep.faults()
 
 
 async def test_a_long_history_is_pruned_in_small_transactions_with_others_in_between(tmp_path: Path) -> None:
     clock = Clock()
     async with open_store(tmp_path / "june.db", clock=clock) as store:
-        await store.enqueue([reply(str(number)) for number in range(2_000)])
+        await store.outbox.enqueue([reply(str(number)) for number in range(2_000)])
         await store.transact(lambda sql: sql.execute("UPDATE messages SET status = 'SENT'"))
         clock.now_s += 100
         sizes = []
-        pruning = asyncio.create_task(store.prune(messages_age_s=50, keep_turns=0))
+        pruning = asyncio.create_task(store.upkeep.prune(messages_age_s=50, keep_turns=0))
         while not pruning.done():
-            sizes.append((await store.contents()).messages)
+            sizes.append((await store.upkeep.contents()).messages)
         assert await pruning == Pruned(messages=2_000, voices=0, chats=frozenset({ANNA}))
     steps = [one - other for one, other in pairwise(sizes)]
     assert len({size for size in sizes if 0 < size < 2_000}) > 5
@@ -144,9 +143,9 @@ async def test_retention_begins_at_once_and_spares_what_the_settings_keep(tmp_pa
     async with open_store(tmp_path / "june.db", clock=clock) as store:
         for number in range(4):
             await receive(store, inbound(number, text=f"question {number}"))
-            await store.finish((await claim(store)).id, [], outcome="answered", answer="Blue.")
+            await store.inbox.finish((await claim(store)).id, [], outcome="answered", answer="Blue.")
         voice = Outbound(ANNA, "voice", "spoken", Voice(b"OggS", 1, b""))
-        await store.enqueue([voice])
+        await store.outbox.enqueue([voice])
         await store.transact(
             lambda sql: sql.execute("UPDATE messages SET status = 'SENT' WHERE direction = 'out'")
         )
@@ -162,14 +161,14 @@ async def test_retention_begins_at_once_and_spares_what_the_settings_keep(tmp_pa
             async def forget(*what: object, told: asyncio.Future[object] = forgotten) -> None:
                 told.set_result(what)
 
-            tidying = asyncio.create_task(keep_tidy(store, settings, keep_turns=2, forget=forget))
+            tidying = asyncio.create_task(keep_tidy(store.upkeep, settings, keep_turns=2, forget=forget))
             found = await reaches(store, (texts, voices))
             age_s = settings.keep_messages_days * DAY_S or math.inf
             assert await forgotten == (age_s, {ANNA} if texts == 2 else set())
             assert not tidying.done()  # until tomorrow
             tidying.cancel()
             assert found == (texts, voices)
-        assert [message.content for message in await store.conversation(ANNA, 4)][::2] == [
+        assert [message.content for message in await store.conversations.messages(ANNA, 4)][::2] == [
             "question 2",
             "question 3",
         ]
@@ -179,7 +178,7 @@ async def reaches(store: Store, expected: tuple[int, int]) -> tuple[int, int]:
     """The numbers of messages and voices once they are as expected, or after many looks."""
     found = (-1, -1)
     for _ in range(200):
-        contents = await store.contents()
+        contents = await store.upkeep.contents()
         found = (contents.messages, contents.voices)
         if found == expected:
             break
@@ -191,8 +190,8 @@ async def reaches(store: Store, expected: tuple[int, int]) -> tuple[int, int]:
 
 def add_a_step(monkeypatch: pytest.MonkeyPatch, step: str) -> None:
     """Make june one that knows one more step than it does."""
-    monkeypatch.setattr(database_module, "MIGRATIONS", (*MIGRATIONS, step))
-    monkeypatch.setattr(database_module, "VERSION", VERSION + 1)
+    monkeypatch.setattr(schema, "MIGRATIONS", (*MIGRATIONS, step))
+    monkeypatch.setattr(schema, "VERSION", VERSION + 1)
 
 
 def version_of(path: Path) -> int:
@@ -210,17 +209,17 @@ async def test_a_file_is_copied_before_it_is_converted(
     with monkeypatch.context() as context:
         add_a_step(context, "ALTER TABLE messages ADD COLUMN mood TEXT")
         async with open_store(path) as store:
-            assert [entry.text for entry in await store.history()] == ["Hello"]
+            assert [entry.text for entry in await store.history.entries()] == ["Hello"]
         assert version_of(path) == VERSION + 1
     assert (version_of(copy), oct(copy.stat().st_mode)[-3:]) == (VERSION, "600")
     with pytest.raises(StoreError, match="newer june"):
         async with open_store(path):
             pass
     async with open_store(copy, read_only=True) as store:
-        assert await store.faults() == []
+        assert await store.upkeep.faults() == []
         assert await store.put_in_place_of(path)
     async with open_store(path) as store:  # back with the older june
-        assert [entry.text for entry in await store.history()] == ["Hello"]
+        assert [entry.text for entry in await store.history.entries()] == ["Hello"]
 
 
 async def test_a_conversion_that_fails_leaves_the_file_and_its_copy(
@@ -237,7 +236,7 @@ async def test_a_conversion_that_fails_leaves_the_file_and_its_copy(
                     pass
     assert version_of(path) == version_of(copy) == VERSION
     async with open_store(path) as store:
-        assert await store.faults() == []
+        assert await store.upkeep.faults() == []
         await receive(store, inbound(2))
 
 
@@ -250,12 +249,12 @@ async def test_a_backup_of_an_older_file_can_be_made_and_verified(
     add_a_step(monkeypatch, "ALTER TABLE messages ADD COLUMN mood TEXT")
     async with open_store(path, read_only=True, any_schema=True) as store:
         await store.back_up(copy)
-        assert await store.faults() == []
+        assert await store.upkeep.faults() == []
     async with open_store(copy, read_only=True, any_schema=True) as store:
-        assert (await store.contents()).schema == VERSION
+        assert (await store.upkeep.contents()).schema == VERSION
         await store.put_in_place_of(path)
     async with open_store(path) as store:
-        assert (await store.contents()).schema == VERSION + 1
+        assert (await store.upkeep.contents()).schema == VERSION + 1
 
 
 # --- kill -9 and load ---
@@ -265,7 +264,7 @@ async def fill(path: Path, messages: int, size: int) -> None:
     """So many recordings of so many random bytes, which are sent."""
     moment = random.Random(5)  # noqa: S311 - no secret
     async with open_store(path) as store:
-        await store.enqueue(
+        await store.outbox.enqueue(
             [
                 Outbound(BERT, "voice", "spoken", Voice(moment.randbytes(size), 1, b""))
                 for _ in range(messages)

@@ -262,7 +262,7 @@ def settings(folder: Path, server: TelegramServer, endpoint: str, **sections: di
 
 async def history(folder: Path) -> list[HistoryEntry]:
     async with open_store(folder / "june.db", read_only=True) as store:
-        return await store.history()
+        return await store.history.entries()
 
 
 async def scraped(logs: str) -> str:
