@@ -36,11 +36,9 @@ RUN CMAKE_ARGS="-DLLAVA_BUILD=OFF ${CMAKE_ARGS}" \
     /opt/june/bin/pip install --no-cache-dir --require-hashes --no-build-isolation --requirement runtime.txt \
     && /opt/june/bin/pip uninstall --yes cmake ninja scikit-build-core pathspec
 
-# For x86-64; on another machine the folders hold their sources alone.
+# For x86-64; on another machine the folder holds its sources alone.
 COPY Makefile ./
-COPY june/*.hpp june/
-COPY june/llm/cpu/ june/llm/cpu/
-COPY june/tts/vits.cpp june/tts/
+COPY june/kernels/ june/kernels/
 RUN make kernels
 
 # --- What runs: the CUDA 12 and cuDNN 9 libraries, Python, june ---
@@ -65,7 +63,7 @@ COPY LICENSE settings.example.toml ./
 COPY models/catalogue.toml models/
 COPY deploy/healthcheck.py deploy/
 COPY june june
-COPY --from=build /build/june/ june/
+COPY --from=build /build/june/kernels/ june/kernels/
 RUN /opt/june/bin/python -m compileall -q june
 
 # june's settings that belong to the image; every other is set the same way, or as a secret file in /run/secrets.

@@ -13,8 +13,8 @@ PIP += --no-cache-dir
 endif
 
 # june's own kernels are for x86-64; on CPUs that run none of them llama.cpp and ONNX Runtime compute alone.
-LLM_KERNELS := june/llm/cpu/cpu.avx512.kernel june/llm/cpu/cpu.avx2.kernel
-KERNELS := $(if $(filter x86_64,$(shell uname -m)),$(LLM_KERNELS) june/tts/vits.kernel)
+LLAMA_OVERRIDES := june/kernels/llama_overrides.avx512.kernel june/kernels/llama_overrides.avx2.kernel
+KERNELS := $(if $(filter x86_64,$(shell uname -m)),$(LLAMA_OVERRIDES) june/kernels/vits.kernel)
 
 .PHONY: demo test lint install install-dev models kernels lock clean
 
@@ -27,7 +27,7 @@ test: install-dev models
 lint: install-dev
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
-	@$(BIN)/clang-format --dry-run --Werror june/*.hpp june/llm/cpu/*.?pp june/tts/*.cpp
+	@$(BIN)/clang-format --dry-run --Werror june/kernels/*.?pp
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
@@ -44,13 +44,13 @@ $(BIN)/python:
 
 kernels: $(KERNELS)
 
-june/llm/cpu/cpu.avx512.kernel: INSTRUCTIONS := -march=x86-64-v4 -mavx512vnni
-june/llm/cpu/cpu.avx2.kernel: INSTRUCTIONS := -march=x86-64-v3
-june/tts/vits.kernel: INSTRUCTIONS := -march=x86-64-v4 -mavx512bf16
-$(LLM_KERNELS): june/llm/cpu/cpu.cpp $(wildcard june/llm/cpu/*.hpp)
-june/tts/vits.kernel: june/tts/vits.cpp
-$(KERNELS): $(wildcard june/*.hpp)
-	@$$(command -v c++ g++ clang++ | head -n 1) -std=c++20 -O3 $(INSTRUCTIONS) -I. -shared -fPIC -pthread $(filter %.cpp,$^) -o $@ \
+june/kernels/llama_overrides.avx512.kernel: INSTRUCTIONS := -march=x86-64-v4 -mavx512vnni
+june/kernels/llama_overrides.avx2.kernel: INSTRUCTIONS := -march=x86-64-v3
+june/kernels/vits.kernel: INSTRUCTIONS := -march=x86-64-v4 -mavx512bf16
+$(LLAMA_OVERRIDES): june/kernels/llama_overrides.cpp
+june/kernels/vits.kernel: june/kernels/vits.cpp
+$(KERNELS): $(wildcard june/kernels/*.hpp)
+	@$$(command -v c++ g++ clang++ | head -n 1) -std=c++20 -O3 $(INSTRUCTIONS) -shared -fPIC -pthread $(filter %.cpp,$^) -o $@ \
 		|| { rm -f $@; echo "june's kernel $(notdir $@) cannot be compiled with this compiler: june will work, but take longer."; }
 
 # Also what llama-cpp-python is compiled with, so that its build is pinned too.

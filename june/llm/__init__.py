@@ -7,7 +7,7 @@ from typing import Protocol, cast
 
 from june.errors import ModelLoadError
 from june.hardware import Gpu
-from june.llm import cpu
+from june.kernels import llama_overrides
 from june.messages import ChatRequest, Delta, ModelDescription
 from june.models import Model, llm_gpu_bytes
 from june.settings import LlmSettings
@@ -63,7 +63,7 @@ def cpu_format(model: Model, settings: LlmSettings, *, offloaded: bool) -> str |
 
     A GPU and june's own kernel compute with what comes; the copy is for llama.cpp's code for CPUs.
     """
-    has_own_kernel = settings.kernel == "auto" and cpu.usable_library() is not None
+    has_own_kernel = settings.kernel == "auto" and llama_overrides.usable_library() is not None
     return None if offloaded or has_own_kernel else model.cpu_format
 
 

@@ -17,10 +17,11 @@ from piper.config import PiperConfig
 
 from june import hardware, kernels
 from june.errors import ModelLoadError, SynthesisError
+from june.kernels.vits import FlowAndVocoder, StoppedError
 from june.messages import ModelDescription, Speech
 from june.models import Model
 from june.settings import TtsSettings
-from june.tts import vits
+from june.tts import halves
 from june.workers import ModelThread, StopFlag
 
 MOST_THREADS = 4
@@ -80,13 +81,13 @@ class Piper:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             config = PiperConfig.from_dict(json.loads(Path(f"{path}.json").read_text("utf-8")))
-            halves = vits.split(path, threads) if self._has_own_kernel() else None
+            parts = halves.split(path, threads) if self._has_own_kernel() else None
             session = onnxruntime.InferenceSession(
-                halves[0] if halves else str(path), sess_options=options, providers=["CPUExecutionProvider"]
+                parts[0] if parts else str(path), sess_options=options, providers=["CPUExecutionProvider"]
             )
         except (OSError, ValueError, KeyError, *ONNX_ERRORS) as error:
             raise ModelLoadError(f"Voice {name} cannot be loaded: {type(error).__name__}.") from error
-        interruptible = _Session(session, halves[1] if halves else None)
+        interruptible = _Session(session, parts[1] if parts else None)
         return PiperVoice(session=interruptible, config=config), interruptible
 
     def _has_own_kernel(self) -> bool:
@@ -113,7 +114,7 @@ class Piper:
                 for chunk in speaker.synthesize(_FALSE_STOP.sub(r"\1", text), config):
                     samples = np.clip(chunk.audio_float_array * INT16_MAX, -INT16_MAX, INT16_MAX)
                     yield Speech(samples.astype(np.int16), chunk.sample_rate)
-        except (*ONNX_ERRORS, vits.StoppedError) as error:
+        except (*ONNX_ERRORS, StoppedError) as error:
             if not stop.is_set():
                 raise SynthesisError("tts_failed", f"Piper failed: {type(error).__name__}.") from None
 
@@ -140,7 +141,7 @@ class _Session:
         kernel: what computes the second half, if june does.
     """
 
-    def __init__(self, session: onnxruntime.InferenceSession, kernel: vits.Kernel | None) -> None:
+    def __init__(self, session: onnxruntime.InferenceSession, kernel: FlowAndVocoder | None) -> None:
         self._session = session
         self._kernel = kernel
         self.has_kernel = kernel is not None

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from june.errors import GenerationError
-from june.llm import cpu
+from june.kernels import llama_overrides
 from june.llm.llama_cpp.sampling import LogitRows, Sampler, draw_likely
 from june.messages import ChatRequest, Sampling
 from tests.llm.test_isolation import needs_kernel
@@ -78,7 +78,7 @@ def test_it_draws_what_llama_cpp_draws(
     drawer: str, sampling: Sampling, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if drawer == "numpy":
-        monkeypatch.setattr(cpu, "drawer", lambda: None)
+        monkeypatch.setattr(llama_overrides, "drawer", lambda: None)
     random = np.random.default_rng(0)
     base = random.normal(0, 3, N_TOKENS)
     base[[7, -1]] = base.max()
@@ -93,7 +93,7 @@ def test_it_draws_what_llama_cpp_draws(
 
 @needs_kernel
 def test_junes_kernel_passes_over_logits_that_are_no_numbers() -> None:
-    assert cpu.drawer() is not None
+    assert llama_overrides.drawer() is not None
     sampling = Sampling(top_k=5, presence_penalty=0, seed=1)
     row = np.random.default_rng(2).normal(0, 3, N_TOKENS).astype(np.float32)
     broken, lowest = row.copy(), row.copy()
@@ -110,7 +110,7 @@ def test_an_answer_fails_whose_logits_are_no_numbers(
     temperature: float, drawer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if drawer == "numpy":
-        monkeypatch.setattr(cpu, "drawer", lambda: None)
+        monkeypatch.setattr(llama_overrides, "drawer", lambda: None)
     sampling = Sampling(temperature=temperature, top_k=5, seed=1)
     sampler = Sampler(ChatRequest((), sampling, max_tokens=1), SmallVocabulary())  # type: ignore[arg-type]
     with pytest.raises(GenerationError, match="no numbers"):

@@ -17,10 +17,10 @@ from pathlib import Path
 from weakref import WeakSet
 
 from june import hardware
-from june.llm import cpu
+from june.kernels import llama_overrides
 
 with hardware.openmp_bound_to_cores():  # before the package's other modules import it
-    cpu.load()
+    llama_overrides.load()
     import llama_cpp
 
 from june.errors import GenerationError, ModelLoadError

@@ -8,7 +8,8 @@ import llama_cpp
 
 from june import hardware
 from june.errors import GenerationError, ModelLoadError
-from june.llm import cpu, cpu_format, layers_to_offload
+from june.kernels import llama_overrides
+from june.llm import cpu_format, layers_to_offload
 from june.llm.llama_cpp.answer import Answer, Reader
 from june.llm.llama_cpp.context import DECODE_ABORTED, DECODE_INVALID, DECODED, Context, threads_of
 from june.llm.llama_cpp.sampling import LogitRows, Sampler, draw_likely
@@ -66,7 +67,7 @@ class Engine:
         llama_cpp.llama_log_set(_ignore_log, ctypes.c_void_p(0))
         llama_cpp.llama_backend_init()
         name = model.name
-        self.has_own_kernel = cpu.use(wanted=settings.kernel == "auto")
+        self.has_own_kernel = llama_overrides.use(wanted=settings.kernel == "auto")
         if number_format := cpu_format(model, settings, offloaded=offloaded):
             path = converted(path, number_format, threads=settings.threads)
         model_params = llama_cpp.llama_model_default_params()

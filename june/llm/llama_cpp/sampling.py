@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from june.errors import GenerationError
-from june.llm import cpu
+from june.kernels import llama_overrides
 from june.llm.llama_cpp.vocabulary import Vocabulary
 from june.messages import ChatRequest
 
@@ -85,7 +85,7 @@ class Sampler:
             self._add(llama_cpp.llama_sampler_init_dist(seed))
         self.kernel_draw = None
         if sampling.temperature == 0 or 0 < sampling.top_k <= KERNEL_MOST_TOP_K:
-            self.kernel_draw = cpu.Draw(
+            self.kernel_draw = llama_overrides.Draw(
                 never=self._never.ctypes.data,
                 never_count=len(self._never),
                 written=self._recent.ctypes.data,
@@ -173,7 +173,7 @@ def draw_likely(logits: LogitRows, samplers: Sequence[Sampler]) -> Sequence[int 
 
     That is what the sampler draws if its grammar allows it; -1: no logit is a number; None: it has to draw.
     """
-    kernel = cpu.drawer()
+    kernel = llama_overrides.drawer()
     if kernel is None:
         return [None] * len(samplers)
     draws = [sampler.kernel_draw for sampler in samplers]

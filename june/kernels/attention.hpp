@@ -12,7 +12,7 @@
 #include <cstring>
 
 #include "ggml.hpp"
-#include "june/vectors.hpp"
+#include "vectors.hpp"
 
 namespace {
 

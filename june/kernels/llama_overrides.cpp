@@ -1,5 +1,6 @@
-// What june's kernels are called by: functions that llama.cpp finds in place of its own, as of
-// llama-cpp-python 0.3.36, and some for june itself.
+// What overrides llama.cpp's functions. Two functions have the names and the arguments of llama.cpp's own, as
+// of llama-cpp-python 0.3.36, and are found before them. Two more are called by llama_overrides.py. README.md
+// says how this works.
 
 #include <dlfcn.h>
 
@@ -24,10 +25,10 @@ Function* own(const char* name) {
 
 extern "C" {
 
-void cpu_use(bool wanted) { is_used = wanted; }
+void june_use_kernels(bool wanted) { is_used = wanted; }
 
 // Draws a token from each row of logits; where there is no draw, it is left alone.
-void cpu_draw(float* logits, int64_t vocabulary, Draw* const* draws, int64_t rows, Apply* apply) {
+void june_draw_tokens(float* logits, int64_t vocabulary, Draw* const* draws, int64_t rows, Apply* apply) {
     for (int64_t row = 0; row < rows; row++)
         if (draws[row])
             draws[row]->token = draw_token(logits + row * vocabulary, vocabulary, *draws[row], apply);

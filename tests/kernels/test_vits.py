@@ -15,8 +15,9 @@ from piper import PiperVoice
 from piper.config import PiperConfig
 
 from june import hardware, kernels
+from june.kernels.vits import FlowAndVocoder, StoppedError
 from june.settings import Settings
-from june.tts import vits
+from june.tts.halves import split
 from june.tts.piper import Piper
 from tests.conftest import CATALOGUE, TTS
 
@@ -41,10 +42,10 @@ def run(session: onnxruntime.InferenceSession, path: Path, text: str) -> NDArray
     return output.squeeze()
 
 
-def halves(path: Path, threads: int = 2) -> tuple[onnxruntime.InferenceSession, vits.Kernel]:
-    split = vits.split(path, threads)
-    assert split
-    return onnxruntime.InferenceSession(split[0]), split[1]
+def halves(path: Path, threads: int = 2) -> tuple[onnxruntime.InferenceSession, FlowAndVocoder]:
+    parts = split(path, threads)
+    assert parts
+    return onnxruntime.InferenceSession(parts[0]), parts[1]
 
 
 @needs_bfloat16
@@ -89,14 +90,14 @@ def test_it_stops_in_the_middle_and_computes_again(voice: Path) -> None:
         try:
             kernel.run(latents, stop)
             results.append(None)
-        except vits.StoppedError as error:
+        except StoppedError as error:
             results.append(error)
 
     thread = threading.Thread(target=compute)
     thread.start()
     stop.value = 1
     thread.join()
-    assert isinstance(results[0], vits.StoppedError)
+    assert isinstance(results[0], StoppedError)
     assert kernel.run(latents[:, :10], ctypes.c_int32()).size == 2_560
 
 
@@ -137,7 +138,7 @@ async def test_a_voice_with_other_layers_is_left_to_onnx_runtime(
     change: Callable[[onnx.ModelProto], None], voice: Path, settings: Settings, tmp_path: Path
 ) -> None:
     other = changed(voice, change, tmp_path)
-    assert vits.split(other, 2) is None
+    assert split(other, 2) is None
     assert await spoken_kernels(settings, other) == 0
 
 

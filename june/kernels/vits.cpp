@@ -1,6 +1,6 @@
-// The half of a VITS voice (Kim et al., 2021) that takes the time: its flow, and HiFi-GAN's generator (Kong
-// et al., 2020, with residual blocks of kind 2). Latents in, samples out. Products are of bfloat16, sums of
-// float: AVX512-BF16 computes them twice as fast as products of floats.
+// What speaks: the half of a VITS voice (Kim et al., 2021) that takes the time: its flow, and HiFi-GAN's
+// generator (Kong et al., 2020, with residual blocks of kind 2). Latents in, samples out. Products are of
+// bfloat16, sums of float: AVX512-BF16 computes them twice as fast as products of floats.
 //
 // An array's rows are moments, its channels stand side by side. Work is done in chunks of rows, whose arrays
 // stay in a core's cache; threads take chunks from a counter, and wait for one another where rows need their
@@ -17,7 +17,7 @@
 #include <utility>
 #include <vector>
 
-#include "june/vectors.hpp"
+#include "vectors.hpp"
 
 namespace {
 

@@ -8,7 +8,7 @@
 #include <cstring>
 
 #include "ggml.hpp"
-#include "june/vectors.hpp"
+#include "vectors.hpp"
 
 namespace {
 

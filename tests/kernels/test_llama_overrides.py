@@ -11,7 +11,8 @@ import pytest
 from numpy.typing import NDArray
 
 from june import hardware, kernels
-from june.llm import cpu, cpu_format
+from june.kernels import llama_overrides
+from june.llm import cpu_format
 from june.llm.llama_cpp import LlamaCpp
 from june.settings import LlmSettings, Settings
 from tests.conftest import CATALOGUE, LLM
@@ -83,7 +84,7 @@ ACTIVATIONS = {Q8_0: q8, Q8_1: q8_1}
 def used_again() -> Iterator[None]:
     """The kernel is one for the process: models of other tests go on with it."""
     yield
-    cpu.use(wanted=True)
+    llama_overrides.use(wanted=True)
 
 
 @pytest.fixture(params=kernels.LLM, ids=lambda kernel: kernel.library.stem)
@@ -92,7 +93,7 @@ def kernel(request: pytest.FixtureRequest) -> Any:
     if not request.param.runs_here:
         pytest.skip("this CPU has not the instructions")
     library = ctypes.CDLL(str(request.param.library))
-    library.cpu_use(ctypes.c_bool(True))
+    library.june_use_kernels(ctypes.c_bool(True))
     number, pointer = ctypes.c_int64, ctypes.c_void_p
     library.llamafile_sgemm.restype = ctypes.c_bool
     library.llamafile_sgemm.argtypes = [
@@ -330,7 +331,7 @@ async def test_a_model_is_converted_for_llama_cpp_where_the_kernel_cannot_comput
     elif why == "cpu":
         monkeypatch.setattr(hardware, "cpu_flags", lambda: frozenset({"avx2"}))
     elif why == "another llama.cpp":
-        monkeypatch.setattr(cpu, "LLAMA_CPP_PYTHON", "0.0.1")
+        monkeypatch.setattr(llama_overrides, "LLAMA_CPP_PYTHON", "0.0.1")
     else:
         library = tmp_path / "cpu.kernel"
         monkeypatch.setattr(kernels, "LLM", (kernels.Kernel(library, frozenset()),))

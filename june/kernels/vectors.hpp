@@ -2,9 +2,9 @@
 #pragma once
 
 #ifdef __AVX512F__
-#include "june/avx512.hpp"
+#include "avx512.hpp"
 #else
-#include "june/avx2.hpp"
+#include "avx2.hpp"
 #endif
 
 namespace {

@@ -5,7 +5,7 @@
 #include <cmath>
 #include <functional>
 
-#include "june/vectors.hpp"
+#include "vectors.hpp"
 
 namespace {
 
@@ -25,7 +25,7 @@ struct Choice {
     bool is_sorted;
 };
 
-// What one answer's sampler asks for; `Draw` in __init__.py.
+// What one answer's sampler asks for; `Draw` in llama_overrides.py.
 struct Draw {
     const int64_t* never;    // tokens that are not drawn
     const int64_t* written;  // lately, and less likely now; one that stands there twice counts once
