@@ -83,8 +83,9 @@ $(VENV)/.installed-programs: | $(BIN)/python
 	fi
 	@touch $@
 
-# Pins what pyproject.toml asks for: versions and hashes, no addresses. Needs uv.
-LOCK := uv pip compile --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
+# Pins what pyproject.toml asks for: versions and hashes, no addresses; one version of a library for every Python
+# where there is one. Needs uv.
+LOCK := uv pip compile --universal --python-version 3.11 --fork-strategy fewest --generate-hashes --no-annotate --no-header \
 	--no-emit-index-url --no-emit-find-links --quiet
 lock:
 	$(LOCK) --group pyproject.toml:build --output-file requirements/build.txt

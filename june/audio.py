@@ -12,7 +12,7 @@ import io
 import math
 import re
 import struct
-from typing import cast
+from typing import Any, cast
 
 import av
 import numpy as np
@@ -54,6 +54,10 @@ _OPEN_OPTIONS = {
     "max_streams": "8",  # each may ask for tables of its own
     "protocol_whitelist": "none",
 }
+_METADATA_OPTIONS: dict[str, Any] = (
+    {"metadata_encoding": "latin-1"} if av.__version__.startswith("18.") else {}
+)
+"""Any bytes are valid Latin-1. PyAV 19 has no such option: it escapes each byte that is not UTF-8."""
 _CLEANUP_FILTERS = (
     ("highpass", "f=80"),
     ("afftdn", ""),
@@ -103,7 +107,7 @@ def decode(data: bytes, settings: AudioSettings) -> Pcm:
             "r",
             demuxer,
             container_options=_OPEN_OPTIONS,
-            metadata_encoding="latin-1",  # any bytes are valid, and 20 MB of them decode in no time
+            **_METADATA_OPTIONS,
         ) as container:
             return _decode_stream(container, _accepted_stream(container, settings), settings)
     except av.FFmpegError as error:

@@ -56,9 +56,12 @@ def recording(
     layout: str = "mono",
     muxer_options: dict[str, str] | None = None,
     with_video: bool = False,
+    title: str = "",
 ) -> bytes:
     file = io.BytesIO()
     with av.open(file, "w", format=container_format, container_options=muxer_options) as container:
+        if title:
+            container.metadata["title"] = title
         stream = cast(AudioStream, container.add_stream(codec, rate=rate_hz, options={"strict": "-2"}))
         stream.layout = layout
         if with_video:
@@ -161,6 +164,50 @@ def test_a_tag_of_any_bytes_and_a_cover_picture_do_not_disturb() -> None:
     )
     pcm = decode(b"ID3\3\0\0" + synchsafe(len(frames)) + frames + mp3_without_tag(16_000), SETTINGS)
     assert pcm.size / 16_000 == pytest.approx(2, abs=0.1)
+
+
+def ogg_checksum(page: bytes) -> int:
+    """RFC 3533, section 6: the CRC of a page whose own field of it is zero."""
+    remainder = 0
+    for byte in page:
+        remainder ^= byte << 24
+        for _ in range(8):
+            remainder = (remainder << 1 ^ (0x04C11DB7 if remainder >> 31 else 0)) & 0xFFFFFFFF
+    return remainder
+
+
+def with_title(recorded: bytes, title: bytes) -> bytes:
+    """A recording whose title of as many bytes was "x" repeated."""
+    assert recorded.count(b"x" * len(title)) >= 1
+    retitled = recorded.replace(b"x" * len(title), title)
+    if not retitled.startswith(b"OggS"):
+        return retitled
+    pages = [b"OggS" + rest for rest in retitled.split(b"OggS")[1:]]
+    unsigned = [page[:22] + bytes(4) + page[26:] for page in pages]
+    return b"".join(page[:22] + struct.pack("<I", ogg_checksum(page)) + page[26:] for page in unsigned)
+
+
+@pytest.mark.parametrize(
+    ("container_format", "codec", "rate_hz"),
+    [
+        ("ogg", "libopus", 48_000),
+        ("mp3", "libmp3lame", 16_000),
+        ("ipod", "aac", 16_000),
+        ("wav", "pcm_s16le", 16_000),
+        ("flac", "flac", 16_000),
+        ("matroska", "libopus", 48_000),
+    ],
+)
+def test_a_title_that_is_not_utf_8_does_not_disturb(container_format: str, codec: str, rate_hz: int) -> None:
+    title = b"\xff\xfe\x80\xc0\xe2\x82\xed\xa0\x80\xf5\xb1r"
+    recorded = recording(container_format, codec, rate_hz, tone(2, rate_hz), title="x" * len(title))
+    retitled = with_title(recorded, title)
+    with av.open(io.BytesIO(recorded)) as container:
+        stream_title = container.streams.audio[0].metadata.get("title")
+        assert "x" * len(title) in (container.metadata.get("title"), stream_title)
+    assert title in retitled
+    pcm = decode(retitled, SETTINGS)
+    assert pcm.size == decode(recorded, SETTINGS).size
 
 
 def test_floats_that_are_no_numbers_never_leave_the_decoder() -> None:
