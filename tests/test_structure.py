@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from june.settings import PROJECT_ROOT
+from june.sections import PROJECT_ROOT
 
 JUNE = PROJECT_ROOT / "june"
 TREES = {

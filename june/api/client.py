@@ -19,7 +19,7 @@ from aiohttp import ClientConnectorError, ClientError, ClientResponse, ClientSes
 
 from june.backoff import BackOff
 from june.errors import ApiError, SettingsError
-from june.settings import ApiSettings
+from june.sections import ApiSettings
 
 TRIES = 2
 """Of a request whose connection broke: its idempotency key has it carried out once."""

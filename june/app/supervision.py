@@ -10,7 +10,7 @@ from june.backoff import BackOff
 from june.chat import Adapter, Intake
 from june.chat.commands import COMMANDS
 from june.errors import JuneError
-from june.settings import TelemetrySettings
+from june.sections import TelemetrySettings
 from june.telemetry import adapter_up, close_traces, count_error, log, open_traces, report_repeats
 from june.workers import settled, try_for, watched_loop
 

@@ -20,7 +20,7 @@ from june.chat.addresses import private_chat
 from june.chat.formatting import escape, visible_discord, visible_telegram
 from june.errors import DeliveryError, JuneError, QueueError
 from june.messages import Delivered, Outbound, Platform, Purpose
-from june.settings import DeliverySettings
+from june.sections import DeliverySettings
 from june.store import Queued, Store
 from june.telemetry import count_error, following, log, stage
 from june.workers import settled

@@ -31,7 +31,7 @@ from june.chat import AdapterHealth, CommandInfo, Intake
 from june.chat.formatting import discord_parts
 from june.errors import AdapterError, DeliveryError, JuneError, Refusal
 from june.messages import Attachment, Delivered, Inbound, InboundKind, Platform, PlatformState, Voice
-from june.settings import DeliverySettings, DiscordSettings
+from june.sections import DeliverySettings, DiscordSettings
 from june.telemetry import adapter_up, count_error, log
 
 MAX_TEXT = 2000

@@ -31,7 +31,7 @@ from june.chat import AdapterHealth, CommandInfo, Intake
 from june.chat.formatting import telegram_parts
 from june.errors import AdapterError, DeliveryError, Refusal, SettingsError, StoreError
 from june.messages import Attachment, Delivered, Inbound, InboundKind, Platform, PlatformState, Voice
-from june.settings import DeliverySettings, TelegramSettings
+from june.sections import DeliverySettings, TelegramSettings
 from june.telemetry import adapter_up, count_error, log
 
 T = TypeVar("T")

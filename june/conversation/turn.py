@@ -33,7 +33,8 @@ from june.messages import (
     Usage,
     Voice,
 )
-from june.settings import LlmSettings, Settings
+from june.sections import LlmSettings
+from june.settings import Settings
 from june.stt import SpeechToText
 from june.telemetry import Facts, count_error, log, stage
 from june.tts import TextToSpeech

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from june.errors import JuneError
-from june.settings import StoreSettings
+from june.sections import StoreSettings
 from june.store.database import Database, Row, Transaction, damage, transaction
 from june.telemetry import log
 

@@ -2,7 +2,7 @@
 
 from importlib import import_module
 
-from june.settings import TelemetrySettings
+from june.sections import TelemetrySettings
 from june.telemetry.logs import configure_logging, hashed, log, report_repeats, where
 from june.telemetry.metrics import (
     ErrorStage,

@@ -19,7 +19,7 @@ from june import hardware, kernels
 from june.errors import ModelLoadError, SynthesisError
 from june.messages import ModelDescription, Speech
 from june.models import Model
-from june.settings import TtsSettings
+from june.sections import TtsSettings
 from june.tts import vits
 from june.workers import ModelThread, StopFlag
 

@@ -18,7 +18,7 @@ from june.chat.delivery import BACK_OFF, FINISH_S, GIVEN_UP, MAX_CHATS, VOICE_RE
 from june.chat.formatting import telegram_parts, visible_telegram
 from june.errors import DeliveryError, Refusal
 from june.messages import Outbound, Platform, Purpose, Voice
-from june.settings import DeliverySettings
+from june.sections import DeliverySettings
 from june.store import Queued, Store, open_store
 from tests.fakes import FakeAdapter
 

@@ -26,7 +26,7 @@ from june.chat.formatting import visible_telegram
 from june.chat.telegram import Telegram
 from june.errors import AdapterError, DeliveryError, Refusal, SettingsError, StoreError
 from june.messages import Attachment, Delivered, Inbound, Voice
-from june.settings import DeliverySettings, TelegramSettings
+from june.sections import DeliverySettings, TelegramSettings
 from tests import telegram_server as api
 from tests.telegram_server import ALICE, BOT, GROUP, TOKEN, Call, Failure, TelegramServer
 

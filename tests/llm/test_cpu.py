@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from june import hardware, kernels
 from june.llm import cpu, cpu_format
 from june.llm.llama_cpp import LlamaCpp
-from june.settings import LlmSettings, Settings
+from june.sections import LlmSettings
+from june.settings import Settings
 from tests.conftest import CATALOGUE, LLM
 from tests.llm.test_isolation import Forced, Logits, asks, logits_of, needs_kernel
 from tests.llm.test_llm import with_engine
