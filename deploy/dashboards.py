@@ -12,7 +12,7 @@ from grafana_foundation_sdk.models.common import BigValueGraphMode, StackingMode
 from grafana_foundation_sdk.models.dashboard import DashboardCursorSync, DashboardLinkType, DataSourceRef
 from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
-from june.settings import PROJECT_ROOT
+from june.sections import PROJECT_ROOT
 
 FOLDER = PROJECT_ROOT / "deploy" / "grafana" / "dashboards"
 PROMETHEUS = DataSourceRef(type_val="prometheus", uid="prometheus")

@@ -26,7 +26,7 @@ from av.filter import Graph
 
 from june.errors import AudioError
 from june.messages import Pcm, Voice
-from june.settings import AudioSettings
+from june.sections import AudioSettings
 
 DECODED_RATE_HZ = 16_000
 _MIN_DURATION_S = 0.1

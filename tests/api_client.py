@@ -15,7 +15,7 @@ from june.api.services import Services
 from june.chat.addresses import AddressBook
 from june.conversation.leases import Leases
 from june.messages import ModelDescription
-from june.settings import AccessSettings, ApiSettings, QueueSettings
+from june.sections import AccessSettings, ApiSettings, QueueSettings
 from june.store import Received, Role, Store, open_store
 from tests.fakes import FakeAdapter
 from tests.stored import Clock, inbound

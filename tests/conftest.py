@@ -8,7 +8,8 @@ import pytest
 from june.bench.voice import Question, load_questions
 from june.llm.llama_cpp import LlamaCpp
 from june.models import STARTER, load_catalogue, require
-from june.settings import PROJECT_ROOT, LlmSettings, ModelsSettings, Settings
+from june.sections import PROJECT_ROOT, LlmSettings, ModelsSettings
+from june.settings import Settings
 from june.stt.faster_whisper import FasterWhisper
 from june.tts.piper import Piper
 from june.workers import short_collections

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from june.settings import PROJECT_ROOT
+from june.sections import PROJECT_ROOT
 
 
 def write_settings(folder: Path, **sections: dict[str, Any]) -> Path:

@@ -23,7 +23,7 @@ from hypothesis.extra import numpy as hnp
 from june.audio import OpusEncoder, decode, level_speech
 from june.errors import AudioError
 from june.messages import Pcm
-from june.settings import PROJECT_ROOT, AudioSettings
+from june.sections import PROJECT_ROOT, AudioSettings
 
 Samples = npt.NDArray[np.int16]
 SETTINGS = AudioSettings()

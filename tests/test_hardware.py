@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from june import hardware
-from june.settings import PROJECT_ROOT
+from june.sections import PROJECT_ROOT
 
 CORES = len(os.sched_getaffinity(0))
 

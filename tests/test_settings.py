@@ -17,7 +17,8 @@ from pydantic import SecretStr
 
 from june import settings as module
 from june.errors import SettingsError
-from june.settings import PROJECT_ROOT, LlmSettings, ModelsSettings, Section, Settings, load_settings
+from june.sections import PROJECT_ROOT, LlmSettings, ModelsSettings, Section
+from june.settings import Settings, load_settings
 
 EXAMPLE = PROJECT_ROOT / "settings.example.toml"
 SECRET = "hf_Zq7wXk29vLtR"  # noqa: S105 - nobody's

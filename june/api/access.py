@@ -21,7 +21,7 @@ from aiohttp.typedefs import Middleware
 
 from june.api.problems import Handler, ProblemError
 from june.errors import SettingsError
-from june.settings import ApiSettings
+from june.sections import ApiSettings
 
 PROXY_HEADERS = ("Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Real-IP", "Via")
 

@@ -5,7 +5,6 @@ The token goes to the address that was named, and to no other: redirects are not
 
 import asyncio
 import json
-import random
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager
@@ -18,8 +17,9 @@ from uuid import uuid4
 
 from aiohttp import ClientConnectorError, ClientError, ClientResponse, ClientSession, ClientTimeout
 
+from june.backoff import BackOff
 from june.errors import ApiError, SettingsError
-from june.settings import ApiSettings
+from june.sections import ApiSettings
 
 TRIES = 2
 """Of a request whose connection broke: its idempotency key has it carried out once."""
@@ -28,7 +28,8 @@ LONGEST_POLL_S = 60.0
 SILENCE_S = 45.0
 """june says something every 15 s on a stream (`june.api.events`): after three it is gone."""
 MAX_LINE_BYTES = 2**20
-MAX_PAUSE_S = 10.0
+BACK_OFF = BackOff(first_s=0.25, longest_s=5, spread=1)
+"""Pauses until june is asked again, of 0.25 to 0.5 s at first and 5 to 10 s at last."""
 GIVE_UP_S = 600.0
 PASSING = (0, HTTPStatus.SERVICE_UNAVAILABLE)
 """Statuses of a june that is being started again, or has too much to do."""
@@ -137,7 +138,7 @@ class ApiClient:
                 if error.status not in PASSING or not left_s:
                     raise
                 failures += 1
-                await asyncio.sleep(min(_pause_s(failures), left_s))
+                await asyncio.sleep(min(BACK_OFF.pause_s(failures), left_s))
 
     async def events(self, *, after: int | None = None) -> AsyncGenerator[Event, None]:
         """What changes from now on, or behind the event `after`; it goes on when june was gone.
@@ -164,7 +165,7 @@ class ApiClient:
             if time.monotonic() - heard_s > GIVE_UP_S:
                 raise failure
             failures += 1
-            await asyncio.sleep(_pause_s(failures))
+            await asyncio.sleep(BACK_OFF.pause_s(failures))
 
     async def _stream(self, after: int | None) -> AsyncGenerator[Event, None]:
         """The events of one connection (WHATWG HTML, 9.2.6, as far as june makes use of it)."""
@@ -294,8 +295,3 @@ def _explained(status: int, detail: str) -> str:
     if status == HTTPStatus.UNAUTHORIZED:
         return "june does not accept the token; set api.token, or the variable JUNE_API__TOKEN."
     return detail
-
-
-def _pause_s(failures: int) -> float:
-    """How long to wait before june is asked again: longer each time, and not as everybody else does."""
-    return min(MAX_PAUSE_S, 0.25 * 2.0**failures) * random.uniform(0.5, 1.0)  # noqa: S311 - no secret

@@ -7,7 +7,7 @@ from http import HTTPStatus
 from aiohttp import web
 
 from june.errors import DeliveryError, ModelChangeError, QueueError, QueueRefusal, StageError, StoreError
-from june.telemetry import errors_total, log, where
+from june.telemetry import count_error, log, where
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -77,7 +77,7 @@ def _explained(request: web.Request, error: Exception) -> tuple[HTTPStatus, str]
 
 
 def _report(request: web.Request, error: Exception) -> None:
-    errors_total.labels(stage="api", type=type(error).__name__).inc()
+    count_error("api", type(error).__name__)
     route = request.match_info.route.resource
     log.error(
         "request.failed",

@@ -17,7 +17,7 @@ from june.api.problems import problems
 from june.api.requests import MAX_BODY_BYTES
 from june.api.services import Services
 from june.errors import SettingsError
-from june.settings import ApiSettings
+from june.sections import ApiSettings
 from june.telemetry import log
 
 SILENT = logging.getLogger("june.api")

@@ -12,7 +12,7 @@ from june.chat import AdapterHealth
 from june.chat.addresses import Address
 from june.llm.switching import SwitchableModel
 from june.messages import ModelDescription, Platform
-from june.settings import QueueSettings
+from june.sections import QueueSettings
 from june.store import Explain, Message, Store
 from june.telemetry import trace_id
 

@@ -120,7 +120,9 @@ class June:
         self._commands = Commands(
             store,
             self._gate,
-            settings,
+            access=settings.access,
+            reply=settings.reply,
+            stt=settings.stt,
             was_stopped=self._was_stopped,
             forget=self._forget,
             status=self._status,

@@ -7,8 +7,8 @@ from pathlib import Path
 from june.errors import JuneError
 from june.store import Store
 from june.telemetry import (
+    count_error,
     disk_free_bytes,
-    errors_total,
     queue_messages,
     queue_oldest_new_age_seconds,
     report_repeats,
@@ -30,7 +30,7 @@ async def keep_gauges(store: Store, folder: Path) -> None:
             disk_free_bytes.set(shutil.disk_usage(folder).free)
             waiting = await store.history.waiting()
         except (JuneError, OSError) as error:  # whoever needs the file says so
-            errors_total.labels("sample", type(error).__name__).inc()
+            count_error("sample", type(error).__name__)
         else:
             for status in ("new", "processing", "unsent", "sending"):
                 queue_messages.labels(status).set(getattr(waiting, status))

@@ -6,16 +6,18 @@ from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
+from june.backoff import BackOff
 from june.chat import Adapter, Intake
 from june.chat.commands import COMMANDS
 from june.errors import JuneError
-from june.settings import TelemetrySettings
-from june.telemetry import adapter_up, close_traces, errors_total, log, open_traces, report_repeats
+from june.sections import TelemetrySettings
+from june.telemetry import adapter_up, close_traces, count_error, log, open_traces, report_repeats
 from june.workers import settled, try_for, watched_loop
 
 STEADY_S = 60.0
 """An adapter that ran for this long begins its pauses anew."""
-MAX_RESTART_PAUSE_S = 60.0
+RESTART = BackOff(first_s=1, longest_s=60)
+"""Pauses before an adapter that failed is run again."""
 SHUTDOWN_TRACES_S = 2.0
 
 
@@ -60,9 +62,9 @@ async def keep_running(adapter: Adapter, intake: Intake) -> None:
             await adapter.run(intake, COMMANDS)
         except Exception as error:  # a supervisor: whatever it was, the adapter is run again
             retry_after_s = getattr(error, "retry_after_s", None) or 0.0
-            errors_total.labels(stage="adapter", type=type(error).__name__).inc()
+            count_error("adapter", type(error).__name__)
             detail = str(error) if isinstance(error, JuneError) else type(error).__name__
             log.error("adapter.failed", platform=adapter.platform, detail=detail)
         adapter_up.labels(platform=adapter.platform).set(0)
         failures = 0 if time.monotonic() - begin > STEADY_S else failures + 1
-        await asyncio.sleep(max(min(2.0**failures, MAX_RESTART_PAUSE_S), retry_after_s))
+        await asyncio.sleep(RESTART.pause_s(failures + 1, retry_after_s))

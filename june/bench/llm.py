@@ -27,7 +27,7 @@ from june.errors import JuneError
 from june.llm import cpu_format, kv_bytes
 from june.messages import Sampling
 from june.models import Model
-from june.settings import PROJECT_ROOT, LlmSettings
+from june.sections import PROJECT_ROOT, LlmSettings
 
 MAX_LINE_BYTES = 2**24
 READ_TOKENS = 128

@@ -32,7 +32,7 @@ from pydantic import TypeAdapter
 from june import hardware
 from june.errors import JuneError
 from june.messages import ChatMessage, ChatRequest, Sampling, Usage
-from june.settings import LlmSettings
+from june.sections import LlmSettings
 from june.workers import ModelThread, StopFlag
 
 Name = Literal["june", "llama", "xllamacpp"]

@@ -16,7 +16,7 @@ from june.api.services import Services
 from june.bench.report import percentiles
 from june.errors import JuneError
 from june.messages import Inbound
-from june.settings import ApiSettings, QueueSettings
+from june.sections import ApiSettings, QueueSettings
 from june.store import Explain, Store, open_store
 
 BATCH = 500

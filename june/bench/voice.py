@@ -31,7 +31,8 @@ from june.conversation.turn import TurnRequest, TurnResult, VoicePipeline, appen
 from june.llm import ChatModel
 from june.llm.llama_cpp import LlamaCpp
 from june.messages import ChatMessage, ChatRequest, Delta, ModelDescription, Sampling, Speech, Usage
-from june.settings import Settings, TelemetrySettings
+from june.sections import TelemetrySettings
+from june.settings import Settings
 from june.stt.faster_whisper import FULL_WINDOW_S, FasterWhisper, Window
 from june.telemetry import close_traces, following, new_trace_context, open_traces
 from june.tts.piper import Piper

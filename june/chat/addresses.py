@@ -8,7 +8,7 @@ from june.chat import Adapter
 from june.chat.intake import role_of
 from june.errors import QueueError
 from june.messages import Platform
-from june.settings import AccessSettings
+from june.sections import AccessSettings
 from june.store import Role, Store
 
 

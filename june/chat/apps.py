@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Literal
 
+from june.backoff import BackOff
 from june.chat import Adapter
 from june.chat.delivery import with_echo
 from june.chat.formatting import escape
@@ -13,8 +14,9 @@ from june.errors import DeliveryError
 from june.messages import Inbound, Platform
 from june.store import Received, Store
 
-DOWNLOAD_PAUSES_S = (0.5, 2.0, 8.0)
+DOWNLOAD_BACK_OFF = BackOff(first_s=0.5, longest_s=8, factor=4)
 """Pauses between tries to fetch a recording; whoever sent it waits for the answer."""
+DOWNLOAD_TRIES = 4
 
 
 class ChatApps:
@@ -32,13 +34,13 @@ class ChatApps:
             DeliveryError: the app does not hand it out.
         """
         adapter = self._adapter(message)
-        for pause_s in DOWNLOAD_PAUSES_S:
+        for failures in range(1, DOWNLOAD_TRIES):
             try:
                 return await adapter.download(message, max_bytes=self._max_bytes)
             except DeliveryError as error:
                 if error.reason != "try_again":
                     raise
-                await asyncio.sleep(max(pause_s, error.retry_after_s or 0))
+                await asyncio.sleep(DOWNLOAD_BACK_OFF.pause_s(failures, error.retry_after_s))
         return await adapter.download(message, max_bytes=self._max_bytes)
 
     def preview(self, received: Received, echo: str) -> "EchoedPreview":

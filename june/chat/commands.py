@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 from june.chat import CommandInfo
 from june.chat.formatting import escape
 from june.chat.intake import Gate, new_pairing_code
-from june.settings import Person, Settings
+from june.sections import AccessSettings, Person, ReplySettings, SttSettings
 from june.store import Received, Store
 
 COMMANDS = (
@@ -52,7 +52,9 @@ class Commands:
     Args:
         store: people, preferences and conversations.
         gate: knows who is an owner.
-        settings: what holds where a chat has set nothing.
+        access: owners and allowed people.
+        reply: how a chat is answered that has set nothing for itself.
+        stt: which language is spoken in such a chat.
         was_stopped: whether an answer was ended in a chat, since it was asked last; /stop ends it when it
             arrives, before its turn.
         forget: has the language model keep nothing of a chat's conversation.
@@ -63,15 +65,19 @@ class Commands:
         self,
         store: Store,
         gate: Gate,
-        settings: Settings,
         *,
+        access: AccessSettings,
+        reply: ReplySettings,
+        stt: SttSettings,
         was_stopped: Callable[[str], bool],
         forget: Callable[[str], Awaitable[None]],
         status: Callable[[bool], Awaitable[str]],
     ) -> None:
         self._store = store
         self._gate = gate
-        self._settings = settings
+        self._access = access
+        self._reply = reply
+        self._stt = stt
         self._was_stopped = was_stopped
         self._forget = forget
         self._status_text = status
@@ -127,7 +133,7 @@ class Commands:
     async def _voice(self, received: Received, arguments: Sequence[str]) -> str:
         chat = received.message.chat
         preferences = await self._store.conversations.preferences(chat)
-        mode = preferences.mode or self._settings.reply.mode
+        mode = preferences.mode or self._reply.mode
         if arguments:
             if len(arguments) > 1 or arguments[0] not in MODES:
                 return _expected("voice")
@@ -143,7 +149,7 @@ class Commands:
                 return _expected("language")
             preferences = replace(preferences, language="" if arguments[0] == "auto" else arguments[0])
             await self._store.conversations.set_preferences(chat, preferences)
-        language = preferences.language or self._settings.stt.language
+        language = preferences.language or self._stt.language
         if language:
             return f"I expect `{language}` to be spoken here."
         return "I find out for myself which language is spoken here."
@@ -192,7 +198,7 @@ class Commands:
         return f"I answer `{user}` from now on." if command == "allow" else f"I ignore `{user}` from now on."
 
     async def _pair(self, received: Received, _: Sequence[str]) -> str:
-        if not self._settings.access.pairing:
+        if not self._access.pairing:
             return "Codes are switched off; `access.pairing = true` in my settings switches them on."
         if received.message.is_group:
             return "Ask me for a code in private, where nobody else sees it."
@@ -202,7 +208,7 @@ class Commands:
         return f"`{code}` lets one person in who sends it to me in private within {minutes} minutes."
 
     async def _users(self, _: Received, __: Sequence[str]) -> str:
-        access = self._settings.access
+        access = self._access
         known = dict.fromkeys((*access.owners, *access.allowed), "")
         known |= {person.user: person.name for person in await self._store.people.all()}
         groups: dict[str, list[str]] = {"Owners": [], "Allowed": [], "Denied": []}

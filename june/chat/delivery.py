@@ -8,21 +8,21 @@ A message whose app is not in the settings stays taken, and its chat waits, unti
 """
 
 import asyncio
-import random
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import cast
 
+from june.backoff import BackOff
 from june.chat import Adapter
 from june.chat.addresses import private_chat
 from june.chat.formatting import escape, visible_discord, visible_telegram
 from june.errors import DeliveryError, JuneError, QueueError
 from june.messages import Delivered, Outbound, Platform, Purpose
-from june.settings import DeliverySettings
+from june.sections import DeliverySettings
 from june.store import DueMessage, Store
-from june.telemetry import errors_total, following, log, stage
+from june.telemetry import count_error, following, log, stage
 from june.workers import settled
 
 MAX_CHATS = 16
@@ -30,8 +30,10 @@ MAX_CHATS = 16
 FINISH_S = 5.0
 """Time that requests have to end when june stops: half of what Docker grants a whole program by default."""
 COMMIT_ATTEMPTS = 5
-FIRST_PAUSE_S = 1.0
-LONGEST_PAUSE_S = 300.0
+BACK_OFF = BackOff(first_s=1, longest_s=300, spread=0.25)
+"""Pauses between the tries of one message, and of one commit."""
+OUTBOX_RETRY_S = 1.0
+"""Until the outbox is read again when it could not be."""
 
 GIVEN_UP = "One of my messages to you could not be delivered."
 VOICE_REFUSED = {
@@ -59,16 +61,6 @@ def with_echo(text: str, echo: str) -> str:
 def as_markdown(text: str, echo: str, purpose: Purpose) -> str:
     """All that a chat is shown of a message."""
     return "\n\n".join(filter(None, (HEADINGS.get(purpose, ""), with_echo(text, echo))))
-
-
-def back_off_s(attempts: int, retry_after_s: float | None = None) -> float:
-    """Seconds to wait after so many attempts: 1, 2, 4 … 300, or what the app asks for if that is longer.
-
-    Up to a quarter of the former is added, so that what failed together is not repeated together.
-    """
-    pause_s = min(FIRST_PAUSE_S * 2.0 ** min(attempts - 1, 16), LONGEST_PAUSE_S)
-    spread = random.random() / 4  # noqa: S311 - guards nothing
-    return max(pause_s, retry_after_s or 0) + pause_s * spread
 
 
 class Delivery:
@@ -145,7 +137,7 @@ class Delivery:
         except JuneError as error:  # the file cannot be used for the moment, or too many wait for it
             _count(type(error).__name__)
             log.error("outbox.failed", type=type(error).__name__, detail=str(error))
-            return FIRST_PAUSE_S
+            return OUTBOX_RETRY_S
         return None
 
     def _start(self, rows: tuple[DueMessage, ...]) -> None:
@@ -224,7 +216,7 @@ class Delivery:
         if (not may_pass or attempts >= FALLBACK_ATTEMPTS) and await self._send_elsewhere(group[0], detail):
             return False
         if attempts < self._settings.max_attempts and may_pass:
-            pause_s = back_off_s(attempts, failure.retry_after_s if failure else None)
+            pause_s = BACK_OFF.pause_s(attempts, failure.retry_after_s if failure else None)
             due_at_s = self._clock() + pause_s
             await self._commit(
                 partial(self._store.outbox.postpone, _ids(rows), due_at_s=due_at_s, error=detail)
@@ -318,7 +310,7 @@ class Delivery:
             except JuneError as error:
                 _count(type(error).__name__)
                 log.error("outbox.failed", type=type(error).__name__, detail=str(error))
-                await asyncio.sleep(back_off_s(attempt))
+                await asyncio.sleep(BACK_OFF.pause_s(attempt))
         return await change()
 
     def _time_limit(self) -> asyncio.Timeout:
@@ -382,4 +374,4 @@ def _ids(rows: Sequence[DueMessage]) -> list[int]:
 
 
 def _count(kind: str) -> None:
-    errors_total.labels(stage="send", type=kind).inc()
+    count_error("send", kind)

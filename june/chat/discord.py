@@ -31,8 +31,8 @@ from june.chat import AdapterHealth, CommandInfo, Intake
 from june.chat.formatting import discord_parts
 from june.errors import AdapterError, DeliveryError, JuneError, Refusal
 from june.messages import Attachment, Delivered, Inbound, InboundKind, Platform, PlatformState, Voice
-from june.settings import DeliverySettings, DiscordSettings
-from june.telemetry import adapter_up, errors_total, log
+from june.sections import DeliverySettings, DiscordSettings
+from june.telemetry import adapter_up, count_error, log
 
 MAX_TEXT = 2000
 """Code points of a message."""
@@ -367,7 +367,7 @@ class _Listener(discord.Client):
                 self.application_id or 0, [_application_command(command) for command in self._commands]
             )
         except (discord.DiscordException, aiohttp.ClientError, OSError) as error:
-            errors_total.labels(stage="adapter", type="commands").inc()
+            count_error("adapter", "commands")
             log.warning("discord.commands_refused", detail=str(_explained(error)))
 
     # What discord.py calls, each in a task, begun in the order of the events
@@ -387,7 +387,7 @@ class _Listener(discord.Client):
     async def on_disconnect(self) -> None:
         self._is_connected.clear()
         self._is_disconnected.set()
-        errors_total.labels(stage="adapter", type="disconnected").inc()
+        count_error("adapter", "disconnected")
         self._adapter.report("down", "The connection to Discord's gateway is lost; june is reconnecting.")
 
     async def on_message(self, message: discord.Message) -> None:

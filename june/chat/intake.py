@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from june.messages import Attachment, Inbound, Outbound
-from june.settings import AccessSettings, RoutesSettings
+from june.sections import AccessSettings, RoutesSettings
 from june.store import Received, Role, Store
 from june.telemetry import dropped_total, log, messages_total
 

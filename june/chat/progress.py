@@ -8,16 +8,18 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Literal
 
+from june.backoff import BackOff
 from june.chat import Adapter
 from june.errors import DeliveryError
 from june.store import Received, Store
-from june.telemetry import errors_total, log
+from june.telemetry import ErrorStage, count_error, log
 from june.workers import settled
 
 PREVIEW_INTERVAL_S = 1.0
 """Telegram takes about one message a second in a chat (research/chat-platforms.md)."""
-MAX_PAUSE_S = 60.0
+PREVIEW_BACK_OFF = BackOff(first_s=1, longest_s=60)
 SIGN_RETRY_S = 5.0
+SIGN_BACK_OFF = BackOff(first_s=SIGN_RETRY_S, longest_s=SIGN_RETRY_S)
 
 
 class Preview:
@@ -84,8 +86,8 @@ class Preview:
                 _count("preview", error.reason)
                 if error.reason in ("gone", "refused"):
                     return
-                pause_s = max(min(2.0**failures, MAX_PAUSE_S), error.retry_after_s or 0)
                 failures += 1
+                pause_s = PREVIEW_BACK_OFF.pause_s(failures, error.retry_after_s)
                 self._changed.set()  # the same text is still to be shown
             else:
                 shown = first
@@ -131,13 +133,13 @@ async def _keep_showing(adapter: Adapter, chat: str, doing: Literal["recording",
             pause_s = await adapter.show_working(chat, doing)
         except DeliveryError as error:
             _count("sign", error.reason)
-            pause_s = max(SIGN_RETRY_S, error.retry_after_s or 0)
+            pause_s = SIGN_BACK_OFF.pause_s(1, error.retry_after_s)
         except Exception as error:  # the boundary: an answer does not fail over its sign
             _count("sign", type(error).__name__)
             pause_s = SIGN_RETRY_S
         await asyncio.sleep(pause_s)
 
 
-def _count(stage: str, kind: str) -> None:
-    errors_total.labels(stage=stage, type=kind).inc()
+def _count(stage: ErrorStage, kind: str) -> None:
+    count_error(stage, kind)
     log.debug("progress.failed", stage=stage, type=kind)

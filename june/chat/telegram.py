@@ -26,18 +26,20 @@ from aiogram.utils.token import TokenValidationError
 from aiohttp import ClientError, ClientResponseError, web
 from pydantic import BaseModel, ValidationError
 
+from june.backoff import BackOff
 from june.chat import AdapterHealth, CommandInfo, Intake
 from june.chat.formatting import telegram_parts
 from june.errors import AdapterError, DeliveryError, Refusal, SettingsError, StoreError
 from june.messages import Attachment, Delivered, Inbound, InboundKind, Platform, PlatformState, Voice
-from june.settings import DeliverySettings, TelegramSettings
-from june.telemetry import adapter_up, errors_total, log
+from june.sections import DeliverySettings, TelegramSettings
+from june.telemetry import adapter_up, count_error, log
 
 T = TypeVar("T")
 
 _LONG_POLL_S = 25
-_WAITS_S = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
-"""Pauses between the tries of one request of the intake; after the last it gives up."""
+BACK_OFF = BackOff(first_s=0.25, longest_s=30)
+"""Pauses between the tries of one request of the intake."""
+MAX_TRIES = 9
 _TEXT_UTF16_BYTES = 2 * 4096
 _WEBHOOK_BYTES = 1_000_000
 _CHAT_ACTION_S = 5.0
@@ -139,18 +141,18 @@ class Telegram:
             self._report("down", self._health.detail or "june does not receive messages from Telegram.")
 
     async def _retried(self, request: Callable[[], Awaitable[T]]) -> T:
-        waits_s = iter(_WAITS_S)
+        failures = 0
         while True:
             try:
                 return await request()
             except _RequestError as error:
-                errors_total.labels(self.platform, error.kind).inc()
+                count_error("adapter", error.kind)
                 self._report("down", str(error))
-                wait_s = next(waits_s, None)
+                failures += 1
                 is_final = error.reason != "try_again" or error.kind == _TOKEN_REFUSED.__name__
-                if wait_s is None or is_final:
+                if failures == MAX_TRIES or is_final:
                     raise AdapterError(str(error), retry_after_s=error.retry_after_s) from None
-                wait_s = max(wait_s, error.retry_after_s or 0)
+                wait_s = BACK_OFF.pause_s(failures, error.retry_after_s)
                 log.warning("adapter.delayed", platform=self.platform, detail=str(error), wait_s=wait_s)
                 await asyncio.sleep(wait_s)
 
@@ -229,7 +231,7 @@ class Telegram:
                 if update.message is not None:
                     messages.append(self._inbound(Message.model_validate(update.message)))
             except ValueError as error:  # pydantic's, or a text that is no UTF-16
-                errors_total.labels(self.platform, type(error).__name__).inc()
+                count_error("adapter", type(error).__name__)
                 log.warning("update.skipped", platform=self.platform, update_id=update.update_id)
         return [message for message in messages if message is not None]
 

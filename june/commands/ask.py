@@ -16,7 +16,8 @@ from june.conversation.turn import TurnRequest, TurnResult
 from june.errors import AudioError, JuneError
 from june.llm.grammar import json_grammar
 from june.messages import JsonObject
-from june.settings import AudioSettings, Section, Settings, load_settings
+from june.sections import AudioSettings, Section
+from june.settings import Settings, load_settings
 from june.telemetry import configure_logging
 
 TIMINGS = ("decode", "stt", "llm_first_token", "llm", "tts_first_audio", "tts", "encode", "total")

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from june.conversation.reply import Address, Addresses
 from june.errors import DeliveryError, QueueError, StageError
 from june.messages import Outbound
-from june.settings import QueueSettings
+from june.sections import QueueSettings
 from june.store import Explain, Message, Store
 from june.telemetry import log
 

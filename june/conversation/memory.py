@@ -1,7 +1,7 @@
 """What of a conversation the model is shown."""
 
 from june.messages import ChatMessage
-from june.settings import LlmSettings
+from june.sections import LlmSettings
 
 BYTES_PER_TOKEN = 3
 """UTF-8 bytes of a token, at the least: English has some 4.5, Chinese 3 for its one character (Qwen3's and

@@ -17,7 +17,7 @@ from june.errors import SENTENCES, DeliveryError, GenerationError, StageError, S
 from june.messages import ChatPreferences, Inbound, Outbound, Transcript, Usage, Voice
 from june.settings import Settings
 from june.store import Received, Role, Store
-from june.telemetry import errors_total, finish_trace, log, stage, where
+from june.telemetry import count_error, finish_trace, log, stage, where
 
 
 class Preview(Protocol):
@@ -198,13 +198,13 @@ class Reply:
             else:
                 await self._answer()
         except StageError as error:
-            errors_total.labels(stage=error.stage, type=error.code).inc()
+            count_error(error.stage, error.code)
             log.warning("turn.refused", stage=error.stage, code=error.code, detail=str(error))
             await self._give_up(error.code, error.sentence)
         except StoreError:
             raise
         except Exception as error:  # the turn's boundary: one message never ends june
-            errors_total.labels(stage="turn", type=type(error).__name__).inc()
+            count_error("turn", type(error).__name__)
             log.error("turn.failed", type=type(error).__name__, where=where(error))
             await self._give_up("internal", SENTENCES["internal"])
 

@@ -4,9 +4,9 @@ import asyncio
 from collections.abc import Callable
 
 from june.conversation.turn import VoicePipeline
-from june.errors import StageError, StoreError
+from june.errors import Stage, StageError, StoreError
 from june.store import Store, Unspoken
-from june.telemetry import errors_total, log, where
+from june.telemetry import count_error, log, where
 
 BUSY_PAUSE_S = 1.0
 
@@ -57,7 +57,7 @@ class Speaker:
             await self._store.outbox.note_spoken(unspoken.id, voices)
             self._on_outbox()
 
-    async def _give_up(self, unspoken: Unspoken, stage: str, code: str) -> None:
-        errors_total.labels(stage=stage, type=code).inc()
+    async def _give_up(self, unspoken: Unspoken, stage: Stage, code: str) -> None:
+        count_error(stage, code)
         log.warning("speech.given_up", stage=stage, code=code)
         await self._store.outbox.give_up_speaking(unspoken.id, error=code)

@@ -33,9 +33,10 @@ from june.messages import (
     Usage,
     Voice,
 )
-from june.settings import LlmSettings, Settings
+from june.sections import LlmSettings
+from june.settings import Settings
 from june.stt import SpeechToText
-from june.telemetry import Facts, errors_total, log, stage
+from june.telemetry import Facts, count_error, log, stage
 from june.tts import TextToSpeech
 from june.workers import ModelThread, StopFlag, settled
 
@@ -233,7 +234,7 @@ class VoicePipeline:
                     voices = await speaking
             except StageError as speech_error:
                 error = speech_error
-                errors_total.labels(error.stage, error.code).inc()
+                count_error(error.stage, error.code)
                 log.warning("speech.failed", stage=error.stage, code=error.code, detail=str(error))
         return TurnResult("answered", transcript, answer.text, voices, error, answer.usage, timings_s)
 

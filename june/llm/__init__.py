@@ -10,7 +10,7 @@ from june.hardware import Gpu
 from june.kernels import llama_overrides
 from june.messages import ChatRequest, Delta, ModelDescription
 from june.models import Model, llm_gpu_bytes
-from june.settings import LlmSettings
+from june.sections import LlmSettings
 
 
 class ChatModel(Protocol):

@@ -27,7 +27,7 @@ from pydantic import (
 
 from june.errors import ModelFileError, ModelLoadError
 from june.hardware import Gpu
-from june.settings import PROJECT_ROOT
+from june.sections import PROJECT_ROOT
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]

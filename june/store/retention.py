@@ -5,7 +5,7 @@ import math
 from collections.abc import Awaitable, Callable
 
 from june.errors import JuneError
-from june.settings import StoreSettings
+from june.sections import StoreSettings
 from june.store.upkeep import Upkeep
 from june.telemetry import log
 

@@ -6,7 +6,7 @@ from typing import Protocol, cast
 
 from june.messages import ModelDescription, Pcm, Transcript
 from june.models import Model
-from june.settings import SttSettings
+from june.sections import SttSettings
 
 
 class SpeechToText(Protocol):

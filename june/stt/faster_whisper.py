@@ -23,7 +23,7 @@ from june import hardware
 from june.errors import ModelLoadError, TranscriptionError
 from june.messages import ModelDescription, Pcm, Transcript
 from june.models import Model
-from june.settings import SttSettings
+from june.sections import SttSettings
 from june.telemetry import log
 from june.workers import ModelThread, StopFlag
 

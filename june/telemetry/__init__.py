@@ -2,11 +2,13 @@
 
 from importlib import import_module
 
-from june.settings import TelemetrySettings
+from june.sections import TelemetrySettings
 from june.telemetry.logs import configure_logging, hashed, log, report_repeats, where
 from june.telemetry.metrics import (
+    ErrorStage,
     Facts,
     adapter_up,
+    count_error,
     disk_free_bytes,
     dropped_total,
     errors_total,
@@ -38,10 +40,12 @@ from june.telemetry.stages import (
 )
 
 __all__ = [
+    "ErrorStage",
     "Facts",
     "adapter_up",
     "close_traces",
     "configure_logging",
+    "count_error",
     "disk_free_bytes",
     "dropped_total",
     "errors_total",

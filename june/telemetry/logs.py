@@ -25,7 +25,7 @@ from urllib.parse import quote
 
 import structlog
 
-from june.settings import TelemetrySettings
+from june.sections import TelemetrySettings
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 bound_fields = structlog.contextvars.bound_contextvars

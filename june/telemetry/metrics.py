@@ -4,13 +4,20 @@ Buckets: stages and turns from 25 ms to a minute, the event loop's lag from 1 ms
 exists its id goes along as an exemplar, which Prometheus takes in the OpenMetrics format only.
 """
 
+from typing import Literal
+
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram, Info, disable_created_metrics
 from prometheus_client.exposition import choose_encoder
 
 from june import __version__
+from june.errors import Stage
 
 Facts = dict[str, str | int | float]
 """What is known of a stage beside its time: lengths, counts and names of models; never what people say."""
+
+ErrorStage = Stage | Literal["adapter", "turn", "send", "preview", "sign", "api", "sample", "traces"]
+"""Where a failure is counted: a stage of a turn, or another part of june's work. `adapter` is the connection
+to a chat app, whichever it is: `june_adapter_up` has one value for each."""
 
 SECONDS = (0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0)
 LAG_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
@@ -22,7 +29,7 @@ disable_created_metrics()  # type: ignore[no-untyped-call] # they double the pag
 
 messages_total = Counter("june_messages", "Messages accepted.", ["platform", "kind", "sender"])
 dropped_total = Counter("june_dropped", "Messages not accepted.", ["reason"])
-errors_total = Counter("june_errors", "Failures, survived or not.", ["stage", "type"])
+errors_total = Counter("june_errors", "Failures, survived or not.", ["stage", "type"])  # by `count_error`
 adapter_up = Gauge("june_adapter_up", "Whether the connection to a chat app works.", ["platform"])
 
 turn_seconds = Histogram(
@@ -83,6 +90,16 @@ event_loop_lag_seconds = Histogram(
 model_loaded = Gauge("june_model_loaded", "Whether a model is ready.", ["stage", "model"])
 disk_free_bytes = Gauge("june_disk_free_bytes", "Free on the disk that holds the file of messages.")
 Info("june_build", "Which june this is.").info({"version": __version__})
+
+
+def count_error(stage: ErrorStage, kind: str) -> None:
+    """Count a failure, survived or not.
+
+    Args:
+        stage: where june was in her work.
+        kind: what failed: an error's code or reason, or the name of its class.
+    """
+    errors_total.labels(stage=stage, type=kind).inc()
 
 
 def observe_stage(

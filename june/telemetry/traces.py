@@ -24,7 +24,7 @@ from opentelemetry.util.types import AttributeValue
 from june import __version__
 from june.telemetry.logs import log
 from june.telemetry.measured import CANCELLED, Measured, Trace
-from june.telemetry.metrics import errors_total
+from june.telemetry.metrics import count_error
 
 MAX_WAITING_SPANS = 2048
 SEND_EVERY_S = 1.0
@@ -161,7 +161,7 @@ class _Exporter(SpanExporter):
         result = self._exporter.export(spans)
         fails = result is not SpanExportResult.SUCCESS
         if fails:
-            errors_total.labels("traces", "not_taken").inc()
+            count_error("traces", "not_taken")
         if fails != self._fails:
             self._fails = fails
             if fails:

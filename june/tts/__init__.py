@@ -7,7 +7,7 @@ from typing import Protocol, cast
 
 from june.messages import ModelDescription, Speech
 from june.models import Model
-from june.settings import TtsSettings
+from june.sections import TtsSettings
 
 
 class TextToSpeech(Protocol):

@@ -20,7 +20,7 @@ from june.errors import ModelLoadError, SynthesisError
 from june.kernels.vits import FlowAndVocoder, StoppedError
 from june.messages import ModelDescription, Speech
 from june.models import Model
-from june.settings import TtsSettings
+from june.sections import TtsSettings
 from june.tts import halves
 from june.workers import ModelThread, StopFlag
 

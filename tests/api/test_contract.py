@@ -11,7 +11,7 @@ import yaml
 from june.api.requests import MAX_BODY_BYTES, Claim, Extend, Fail, Replace, Respond, Send
 from june.api.server import routes
 from june.messages import ModelDescription
-from june.settings import PROJECT_ROOT
+from june.sections import PROJECT_ROOT
 from june.store import MAX_TEXT
 from tests.api_client import Office
 

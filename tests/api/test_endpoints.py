@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from june.messages import ModelDescription
-from june.settings import QueueSettings
+from june.sections import QueueSettings
 from june.telemetry import trace_id
 from tests.api_client import BERT, OWNER, STRANGER, Answer, Office, read_events
 

@@ -12,7 +12,7 @@ from pydantic import SecretStr
 
 from june.api.access import check_exposure, is_loopback
 from june.errors import SettingsError
-from june.settings import ApiSettings
+from june.sections import ApiSettings
 from tests.api_client import Client, Office, talking_to
 
 TOKEN = "sëcret-token"  # noqa: S105 - of this test; not ASCII, which hmac refuses in text

@@ -14,7 +14,7 @@ from pydantic import SecretStr
 
 from june.api import page as served
 from june.messages import ModelDescription, Outbound, Transcript, Voice
-from june.settings import PROJECT_ROOT, ApiSettings
+from june.sections import PROJECT_ROOT, ApiSettings
 from june.store import Received
 from tests.api_client import BERT, OWNER, Office
 from tests.program import running, write_settings

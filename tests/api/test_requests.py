@@ -17,7 +17,8 @@ from june.llm.llama_cpp.template import ChatTemplate
 from june.llm.prompt import Prompts
 from june.llm.reasoning import CLOSE, CLOSING
 from june.messages import ChatMessage, ChatRequest, Delta, Sampling, Tool, ToolCall
-from june.settings import LlmSettings, Settings
+from june.sections import LlmSettings
+from june.settings import Settings
 from june.workers import StopFlag
 from tests.conftest import LLM
 from tests.llm.test_llm import another, with_engine

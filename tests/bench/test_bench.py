@@ -19,7 +19,8 @@ from june.bench.talk import Talk
 from june.bench.voice import PACED_PROSE, PacedModel, Question, VoiceBench, compare_windows, wrong_words
 from june.errors import JuneError
 from june.messages import ChatMessage, ChatRequest, Sampling
-from june.settings import PROJECT_ROOT, AudioSettings, Settings
+from june.sections import PROJECT_ROOT, AudioSettings
+from june.settings import Settings
 from june.stt.faster_whisper import FasterWhisper
 from june.tts.piper import Piper
 from tests.conftest import CATALOGUE, LLM, STT, TTS

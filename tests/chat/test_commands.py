@@ -14,7 +14,8 @@ from june.chat.commands import COMMANDS, Commands, in_markdown
 from june.chat.formatting import visible
 from june.chat.intake import Gate
 from june.messages import ChatPreferences, Inbound
-from june.settings import AccessSettings, ReplySettings, Settings, SttSettings
+from june.sections import AccessSettings, ReplySettings, SttSettings
+from june.settings import Settings
 from june.store import Store, open_store
 
 OWNER, BOB, STRANGER = "telegram:1", "telegram:2", "telegram:3"
@@ -42,7 +43,9 @@ class Desk:
         self.commands = Commands(
             self.store,
             self.gate,
-            self.settings,
+            access=self.settings.access,
+            reply=self.settings.reply,
+            stt=self.settings.stt,
             was_stopped=self._was_stopped,
             forget=self._forget,
             status=self._status,

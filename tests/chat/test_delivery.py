@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 from structlog.typing import EventDict
 
-from june.chat.delivery import FINISH_S, GIVEN_UP, MAX_CHATS, VOICE_REFUSED, Delivery, back_off_s, with_echo
+from june.chat.delivery import BACK_OFF, FINISH_S, GIVEN_UP, MAX_CHATS, VOICE_REFUSED, Delivery, with_echo
 from june.chat.formatting import telegram_parts, visible_telegram
 from june.errors import DeliveryError, Refusal
 from june.messages import Outbound, Platform, Purpose, Voice
-from june.settings import DeliverySettings
+from june.sections import DeliverySettings
 from june.store import DueMessage, Store, open_store
 from tests.fakes import FakeAdapter
 
@@ -181,7 +181,7 @@ async def test_a_retry_goes_on_after_the_parts_that_arrived(desk: Desk) -> None:
     ("attempts", "pause_s"), [(1, 1), (2, 2), (3, 4), (6, 32), (9, 256), (10, 300), (5000, 300)]
 )
 def test_the_pauses_double_up_to_five_minutes(attempts: int, pause_s: float) -> None:
-    pauses_s = [back_off_s(attempts) for _ in range(50)]
+    pauses_s = [BACK_OFF.pause_s(attempts) for _ in range(50)]
     assert min(pauses_s) >= pause_s
     assert max(pauses_s) <= 1.25 * pause_s
     assert len(set(pauses_s)) > 40

@@ -21,7 +21,7 @@ from june.chat import Adapter, CommandInfo
 from june.chat.discord import Discord
 from june.errors import AdapterError, DeliveryError, Refusal, StoreError
 from june.messages import Attachment, Inbound, PlatformState, Voice
-from june.settings import DeliverySettings, DiscordSettings
+from june.sections import DeliverySettings, DiscordSettings
 from tests.discord_server import (
     BOT_ID,
     GUILD_ID,

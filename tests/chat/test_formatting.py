@@ -24,7 +24,7 @@ from june.chat.formatting import (
     visible_discord,
     visible_telegram,
 )
-from june.settings import DiscordSettings
+from june.sections import DiscordSettings
 
 
 class Platform(NamedTuple):

@@ -15,7 +15,7 @@ from prometheus_client import REGISTRY
 from june.chat.intake import HOUR_S, MAX_REMEMBERED_STRANGERS, TRIES_PER_HOUR, WELCOME, Gate, new_pairing_code
 from june.errors import StoreError
 from june.messages import Attachment, Inbound
-from june.settings import AccessSettings, RoutesSettings, TelemetrySettings
+from june.sections import AccessSettings, RoutesSettings, TelemetrySettings
 from june.store import HistoryEntry, Received, Store, open_store
 from june.telemetry import configure_logging, hashed
 

@@ -20,12 +20,13 @@ from teremok import MockedSession
 from teremok.validation import validate_html
 
 import june.chat.telegram
+from june.backoff import BackOff
 from june.chat import Adapter, CommandInfo
 from june.chat.formatting import visible_telegram
 from june.chat.telegram import Telegram
 from june.errors import AdapterError, DeliveryError, Refusal, SettingsError, StoreError
 from june.messages import Attachment, Delivered, Inbound, Voice
-from june.settings import DeliverySettings, TelegramSettings
+from june.sections import DeliverySettings, TelegramSettings
 from tests import telegram_server as api
 from tests.telegram_server import ALICE, BOT, GROUP, TOKEN, Call, Failure, TelegramServer
 
@@ -146,7 +147,7 @@ def polls(call: Call) -> bool:
 
 
 def errors_counted(kind: str) -> float:
-    return REGISTRY.get_sample_value("june_errors_total", {"stage": "telegram", "type": kind}) or 0.0
+    return REGISTRY.get_sample_value("june_errors_total", {"stage": "adapter", "type": kind}) or 0.0
 
 
 def is_up() -> float | None:
@@ -533,7 +534,8 @@ async def test_june_does_not_insist_where_it_is_of_no_use(
 async def test_june_gives_up_when_telegram_stays_away(
     telegram: Telegram, inbox: Inbox, server: TelegramServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(june.chat.telegram, "_WAITS_S", (0.01, 0.01))
+    monkeypatch.setattr(june.chat.telegram, "BACK_OFF", BackOff(0.01, 0.01))
+    monkeypatch.setattr(june.chat.telegram, "MAX_TRIES", 3)
     server.fail("getUpdates", *[api.DROPPED] * 3)
     with pytest.raises(AdapterError, match="cannot be reached") as raised:
         await asyncio.wait_for(telegram.run(inbox, COMMANDS), 10)

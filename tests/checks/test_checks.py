@@ -24,7 +24,8 @@ from june.hardware import Gpu
 from june.kernels import Kernel
 from june.lineup import ChosenModels
 from june.models import load_catalogue
-from june.settings import PROJECT_ROOT, LlmSettings, Settings
+from june.sections import PROJECT_ROOT, LlmSettings
+from june.settings import Settings
 from tests.discord_server import DiscordServer
 from tests.program import write_settings
 from tests.telegram_server import TelegramServer

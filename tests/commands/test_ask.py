@@ -10,7 +10,7 @@ import pytest
 
 from june.audio import decode
 from june.bench.voice import Question, wrong_words
-from june.settings import PROJECT_ROOT, AudioSettings
+from june.sections import PROJECT_ROOT, AudioSettings
 from tests.test_audio import four_hours_of_silence, opus, wav
 
 

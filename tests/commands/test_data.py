@@ -21,7 +21,7 @@ from june.commands.data import app
 from june.errors import JuneError
 from june.llm.states import StateFiles
 from june.messages import ChatPreferences, Outbound, Voice
-from june.settings import PROJECT_ROOT
+from june.sections import PROJECT_ROOT
 from june.store import Store, open_store
 from june.store.schema import VERSION
 from tests.stored import ANNA, BERT, Clock, claim, inbound, receive, reply, take

@@ -19,7 +19,7 @@ from june.chat.formatting import discord_parts, telegram_parts, visible
 from june.commands.messages import app
 from june.errors import JuneError, StoreError
 from june.messages import Attachment, Delivered, Inbound, Outbound, Transcript, Voice
-from june.settings import PROJECT_ROOT
+from june.sections import PROJECT_ROOT
 from june.store import Store, open_store
 
 CHAT, OTHER = "telegram:77", "discord:4711"

@@ -19,7 +19,7 @@ from typer.testing import CliRunner, Result
 from june.api.client import ApiClient, open_client
 from june.commands.messages import app
 from june.errors import ApiError, SettingsError
-from june.settings import PROJECT_ROOT, ApiSettings
+from june.sections import PROJECT_ROOT, ApiSettings
 from tests.api_client import BERT, OWNER, STRANGER, Office, read_events
 from tests.program import running, write_settings
 from tests.telegram_server import ALICE, TelegramServer

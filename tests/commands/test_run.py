@@ -19,7 +19,8 @@ from june.audio import decode
 from june.bench.voice import Question, wrong_words
 from june.chat.formatting import visible_discord, visible_telegram
 from june.conversation.speakable import speakable
-from june.settings import PROJECT_ROOT, Settings, load_settings
+from june.sections import PROJECT_ROOT
+from june.settings import Settings, load_settings
 from june.stt.faster_whisper import FasterWhisper
 from tests.discord_server import DiscordServer
 from tests.lateness import watched

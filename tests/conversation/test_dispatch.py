@@ -506,7 +506,7 @@ async def test_a_store_that_fails_ends_the_dispatcher(
         raise StoreError("The disk is full.")
 
     async with open_house() as house:
-        monkeypatch.setattr(house.store, "note_answer", fail)
+        monkeypatch.setattr(house.store.inbox, "note_answer", fail)
         await house.arrive(inbound(1))
         await asyncio.wait([house.running], timeout=20)
         assert isinstance(house.running.exception(), StoreError)

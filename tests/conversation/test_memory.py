@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from june.conversation.memory import fit
 from june.messages import ChatMessage
-from june.settings import LlmSettings
+from june.sections import LlmSettings
 
 SETTINGS = LlmSettings(context_tokens=1_024, max_tokens=256, system_prompt="Be brief.")
 

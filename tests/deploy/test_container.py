@@ -29,7 +29,8 @@ from aiohttp import ClientSession
 
 from june.bench.voice import Question
 from june.models import STARTER
-from june.settings import PROJECT_ROOT, Settings
+from june.sections import PROJECT_ROOT
+from june.settings import Settings
 from tests.program import Program
 from tests.telegram_server import ALICE, TelegramServer
 

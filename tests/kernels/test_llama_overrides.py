@@ -14,7 +14,8 @@ from june import hardware, kernels
 from june.kernels import llama_overrides
 from june.llm import cpu_format
 from june.llm.llama_cpp import LlamaCpp
-from june.settings import LlmSettings, Settings
+from june.sections import LlmSettings
+from june.settings import Settings
 from tests.conftest import CATALOGUE, LLM
 from tests.llm.test_isolation import Forced, Logits, asks, logits_of, needs_kernel
 from tests.llm.test_llm import with_engine

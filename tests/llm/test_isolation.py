@@ -27,7 +27,8 @@ from june.llm.meter import EngineStats
 from june.llm.pace import PairPace, PrefillPace
 from june.llm.scheduler import Part
 from june.messages import ChatMessage, ChatRequest, Sampling
-from june.settings import LlmSettings, Settings
+from june.sections import LlmSettings
+from june.settings import Settings
 from tests.conftest import LLM
 from tests.llm.test_llm import Listener, run, with_engine
 

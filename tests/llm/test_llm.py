@@ -19,7 +19,8 @@ from june.llm.llama_cpp import answer as answers
 from june.llm.llama_cpp.engine import Engine
 from june.messages import ChatMessage, ChatRequest, Delta, FinishReason, Sampling, Usage
 from june.models import Model, llm_gpu_bytes
-from june.settings import LlmSettings, Settings
+from june.sections import LlmSettings
+from june.settings import Settings
 from june.workers import ModelThread, StopFlag
 from tests.conftest import CATALOGUE, LLM
 

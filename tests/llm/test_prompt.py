@@ -9,7 +9,7 @@ from june.llm.llama_cpp.template import ChatTemplate
 from june.llm.prompt import Prompts
 from june.llm.tools import JsonReply, TaggedCalls
 from june.messages import ChatMessage, ChatRequest, Sampling, Tool, ToolCall
-from june.settings import PROJECT_ROOT
+from june.sections import PROJECT_ROOT
 
 QWEN3 = (PROJECT_ROOT / "tests/data/qwen3.jinja").read_text("utf-8")
 CHATML = (

@@ -16,7 +16,8 @@ from june.llm.llama_cpp import LlamaCpp
 from june.llm.states import HEADER, StateFiles, delete
 from june.llm.switching import SwitchableModel
 from june.messages import ChatMessage, ChatRequest, Sampling, Usage
-from june.settings import LlmSettings, Settings
+from june.sections import LlmSettings
+from june.settings import Settings
 from tests.conftest import CATALOGUE, LLM
 from tests.program import running, write_settings
 from tests.telegram_server import ALICE, TelegramServer

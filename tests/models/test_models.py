@@ -38,7 +38,7 @@ from june.models import (
     require,
 )
 from june.models.pull import plan_pull, pull, pull_logged
-from june.settings import PROJECT_ROOT
+from june.sections import PROJECT_ROOT
 
 SHIPPED = load_catalogue()
 KV_TYPES: tuple[KvType, ...] = ("f16", "q8_0", "q4_0")

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from june.errors import StoreError
-from june.settings import PROJECT_ROOT
+from june.sections import PROJECT_ROOT
 from june.store import Store, open_store
 from june.store.schema import VERSION
 from june.store.transactions import Transaction

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from june.errors import StoreError
 from june.messages import Outbound, Voice
-from june.settings import PROJECT_ROOT, StoreSettings
+from june.sections import PROJECT_ROOT, StoreSettings
 from june.store import Pruned, Store, open_store, schema
 from june.store.retention import keep_tidy
 from june.store.schema import MIGRATIONS, VERSION

@@ -18,7 +18,8 @@ from june.audio import decode
 from june.bench.voice import Question, wrong_words
 from june.errors import ModelLoadError
 from june.messages import Pcm, Transcript
-from june.settings import AudioSettings, Settings
+from june.sections import AudioSettings
+from june.settings import Settings
 from june.stt.faster_whisper import (
     SAMPLE_RATE_HZ,
     FasterWhisper,

@@ -14,7 +14,8 @@ import structlog
 from pydantic import SecretStr
 
 from june.errors import DeliveryError, TranscriptionError
-from june.settings import DiscordSettings, Settings, TelegramSettings, TelemetrySettings
+from june.sections import DiscordSettings, TelegramSettings, TelemetrySettings
+from june.settings import Settings
 from june.telemetry import (
     configure_logging,
     exposition,

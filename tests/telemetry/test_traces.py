@@ -18,7 +18,8 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 from june.app import serve
 from june.bench.voice import Question
 from june.errors import StageError
-from june.settings import TelemetrySettings, load_settings
+from june.sections import TelemetrySettings
+from june.settings import load_settings
 from june.store import HistoryEntry, open_store
 from june.telemetry import (
     close_traces,

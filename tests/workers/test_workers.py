@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from june.errors import StageError
-from june.settings import PROJECT_ROOT
+from june.sections import PROJECT_ROOT
 from june.workers import (
     MAX_ITEMS,
     STANDSTILL_STATUS,

@@ -30,7 +30,7 @@ from june.llm.meter import EngineStats
 from june.llm.states import StateFiles
 from june.messages import ChatMessage, ChatRequest, Delta, Device, ModelDescription, Sampling
 from june.models import Model
-from june.settings import LlmSettings
+from june.sections import LlmSettings
 from june.workers import Channel, Mailbox, ModelThread, StopFlag
 
 

@@ -11,7 +11,7 @@ from june import hardware
 from june.llm.llama_cpp.answer import Answer
 from june.llm.llama_cpp.sampling import LogitRows
 from june.llm.scheduler import Part
-from june.settings import LlmSettings
+from june.sections import LlmSettings
 
 KV_TYPES = {
     "f16": llama_cpp.GGML_TYPE_F16,

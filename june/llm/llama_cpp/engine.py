@@ -26,7 +26,7 @@ from june.llm.scheduler import Part, Scheduler
 from june.llm.states import StateFiles
 from june.messages import ChatRequest
 from june.models import Model
-from june.settings import LlmSettings
+from june.sections import LlmSettings
 from june.telemetry import llm_kv_tokens, log
 
 ALL_LAYERS = 999

@@ -1,0 +1,359 @@
+"""The sections of june's settings: what each part is given of them.
+
+A section is one table of the settings file. `june.settings` composes the root of them and reads it; nothing
+below that knows the root.
+"""
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, SecretStr
+from pydantic_core import PydanticCustomError
+
+PROJECT_ROOT = Path(__file__).resolve().parent.parent
+"""Where `settings.toml` and `models/` stand: the checkout, or the container's work directory."""
+
+
+def _expand(value: object) -> Path:
+    if isinstance(value, str | Path):
+        with suppress(RuntimeError):  # no such user
+            return Path(value).expanduser()
+    raise PydanticCustomError("path", "Input should be a path, in a home that exists if it begins with ~")
+
+
+PathSetting = Annotated[Path, BeforeValidator(_expand)]
+OptionalPath = Annotated[
+    Path | Literal[""], PlainValidator(lambda value: "" if value == "" else _expand(value))
+]
+"""Plain, since the union takes JSON's "" for the path ".", which is the working folder."""
+Seconds = Annotated[float, Field(gt=0)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """One table of the settings file."""
+
+    model_config = ConfigDict(
+        allow_inf_nan=False,
+        extra="forbid",
+        frozen=True,
+        hide_input_in_errors=True,
+        use_attribute_docstrings=True,
+    )
+
+
+class ModelsSettings(Section):
+    """Where model files are, and which set of them is used."""
+
+    directory: PathSetting = Path("models")
+    """Folder of the downloaded models; relative to the settings file."""
+    preset: Literal["auto", "starter", "gpu"] = "auto"
+    """The set of models: "starter" (small, CPU), "gpu", or "auto": "gpu" where a GPU has room for it."""
+    pull_at_start: bool = False
+    """Pull the chosen models that are missing when june starts, while messages are already received."""
+    hugging_face_token: SecretStr = SecretStr("")
+    """Secret. Access token for models that Hugging Face gives only to known users."""
+
+
+class AudioSettings(Section):
+    """Gates against hostile recordings, and the clean-up of honest ones."""
+
+    max_bytes: int = Field(default=20_000_000, ge=1)
+    """Largest recording accepted, in bytes."""
+    max_duration_s: Seconds = 600.0
+    """Longest recording accepted, in decoded seconds."""
+    cleanup: bool = False
+    """High-pass filter, noise reduction and even loudness before transcription."""
+    opus_bitrate: int = Field(default=32_000, ge=6_000, le=128_000)
+    """Bit rate of a reply, in bit/s."""
+
+
+class SttSettings(Section):
+    """Speech to text."""
+
+    backend: Literal["faster_whisper"] = "faster_whisper"
+    """Engine that transcribes."""
+    model: str = ""
+    """Name in the catalogue; empty: the preset's."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where it computes; "auto": the GPU if its libraries load, else the CPU."""
+    compute_type: Literal["auto", "int8", "int8_float16", "float16", "float32"] = "auto"
+    """Arithmetic of the weights; "auto": int8 on the CPU, float16 on a GPU."""
+    threads: int = Field(default=0, ge=0, le=1024)
+    """CPU threads; 0: as many as the model's size makes use of, at most one for each core."""
+    language: str = Field(default="", pattern=r"^([a-z]{2,3})?$")
+    """ISO 639-1 code of the language spoken, such as "en"; empty: heard from the recording."""
+    beam_size: int = Field(default=1, ge=1, le=16)
+    """Hypotheses kept while decoding; 1 is greedy and fastest."""
+    window: Literal["auto"] | Annotated[float, Field(ge=5, le=30)] = "auto"
+    """Seconds the encoder looks at; "auto" follows the recording, 30 is Whisper's own."""
+    vad: bool = True
+    """Skip stretches without speech before transcribing."""
+    vad_min_silence_ms: int = Field(default=500, ge=0, le=10_000)
+    """Shortest silence that is skipped, in milliseconds."""
+    no_speech_threshold: Probability = 0.6
+    """A segment this probably without speech is dropped, if its log-probability is low too; 0 to 1."""
+    log_prob_threshold: float = Field(default=-1.0, le=0)
+    """Mean log-probability a token below which a segment counts as unsure."""
+    compression_ratio_threshold: float = Field(default=2.4, gt=1)
+    """Text that compresses better than this is a repetition, and is transcribed once more."""
+    timeout_s: Seconds = 60.0
+    """Time limit of one transcription, in seconds."""
+
+
+class LlmSettings(Section):
+    """The language model."""
+
+    backend: Literal["llama_cpp"] = "llama_cpp"
+    """Engine that writes the answers."""
+    model: str = ""
+    """Name in the catalogue; empty: the preset's."""
+    context_tokens: int = Field(default=4096, ge=256)
+    """Context of one conversation, prompt and answer, in tokens."""
+    slots: int = Field(default=8, ge=1, le=64)
+    """Conversations that are kept in the cache, and decoded together."""
+    kv_tokens: int = Field(default=0, ge=0)
+    """Cache of all conversations together, in tokens, never less than one context; 0: one context on the
+    CPU, on a GPU one for each slot as far as half of its free memory goes."""
+    max_waiting: int = Field(default=64, ge=0)
+    """Answers that may wait for a slot or for cache; one more is refused."""
+    threads: int = Field(default=0, ge=0, le=1024)
+    """CPU threads; 0: one for each core."""
+    kernel: Literal["auto", "llama.cpp"] = "auto"
+    """"auto": june's own, for attention and weights in Q8_0 and Q4_1, where the CPU allows them; "llama.cpp":
+    never."""
+    gpu_layers: int = Field(default=-1, ge=-1)
+    """Layers computed on the GPU; -1: all."""
+    gpu_partial: bool = False
+    """Allow that a part of the layers stays on the CPU."""
+    gpu_only_above_b: float = Field(default=8.0, gt=0)
+    """A model with more billion parameters than this never loads on the CPU."""
+    kv_type: Literal["f16", "q8_0", "q4_0"] = "f16"
+    """Number format of the attention cache; q8_0 halves it and needs flash attention."""
+    flash_attention: Literal["auto"] | bool = "auto"
+    """Fused attention kernels; "auto": where the backend has them."""
+    prefill_chunk_tokens: int = Field(default=256, ge=16, le=4096)
+    """Prompt tokens evaluated at a time, of all conversations; running answers go on between chunks."""
+    prefill_pause_s: float = Field(default=0.2, gt=0, le=10)
+    """How long a chunk may hold up running answers, in seconds; it becomes smaller for that."""
+    state_dir: OptionalPath = ""
+    """Folder, relative to the settings file, for what the cache held of conversations that lost their place
+    or were there when june ended: their history is not evaluated anew. Personal data; empty: none is kept."""
+    state_max_gb: float = Field(default=2.0, gt=0)
+    """Size of that folder in GB; the oldest are deleted first."""
+    system_prompt: str = (
+        "You are june, a helpful voice assistant. Answer in one to three short sentences of plain, "
+        "speakable text, without lists or markdown."
+    )
+    """What the model is told before each conversation."""
+    thinking: bool = False
+    """Let the model think before it answers, if it can; the thought is never spoken."""
+    thinking_budget_tokens: int = Field(default=0, ge=0)
+    """A thought of more tokens is brought to its end, and the answer follows; 0: no limit but max_tokens."""
+    stop: list[Annotated[str, Field(min_length=1)]] = []
+    """An answer ends before any of these words or signs."""
+    temperature: float = Field(default=0.7, ge=0, le=2)
+    """Randomness; 0 always takes the likeliest token."""
+    top_p: Probability = 0.8
+    """Smallest set of tokens with this probability in all; 1: off."""
+    top_k: int = Field(default=20, ge=0)
+    """Only the likeliest k tokens; 0: off."""
+    min_p: Probability = 0.0
+    """Only tokens at least this probable against the likeliest; 0: off."""
+    presence_penalty: float = Field(default=1.5, ge=-2, le=2)
+    """Penalty for tokens the answer already holds; 0: off."""
+    repeat_penalty: float = Field(default=1.0, ge=1, le=2)
+    """Factor against tokens seen in the last 64; 1: off."""
+    seed: int = Field(default=-1, ge=-1, le=2**32 - 2)
+    """Seed of the random draw; -1: a new one each time."""
+    max_tokens: int = Field(default=512, ge=1)
+    """Longest answer, thought included, in tokens."""
+    timeout_s: Seconds = 120.0
+    """Time limit of one answer, in seconds."""
+
+
+class TtsSettings(Section):
+    """Text to speech."""
+
+    backend: Literal["piper"] = "piper"
+    """Engine that speaks."""
+    model: str = ""
+    """Name in the catalogue; empty: the preset's."""
+    threads: int = Field(default=0, ge=0, le=1024)
+    """CPU threads; 0: one for each core, four at the most."""
+    kernel: Literal["auto", "onnxruntime"] = "auto"
+    """"auto": june's own, in bfloat16, where the CPU and the voice allow it; "onnxruntime": never."""
+    speed: float = Field(default=1.0, ge=0.5, le=2)
+    """Speaking rate; 2 is twice as fast."""
+    sentence_pause_s: float = Field(default=0.3, ge=0, le=5)
+    """Pause between two sentences, in seconds."""
+    voices: dict[str, str] = {}
+    """Voice by the language spoken, such as {de = "de_DE-thorsten-medium"}; others: the model above."""
+    timeout_s: Seconds = 30.0
+    """Time limit of one sentence, in seconds."""
+
+
+class ReplySettings(Section):
+    """The answer."""
+
+    mode: Literal["mirror", "voice", "text", "both"] = "mirror"
+    """"mirror": voice with its text to a voice message, text to text; /voice sets it for a chat."""
+    echo_transcript: bool = True
+    """Show above the answer what was heard."""
+    stream_text: bool = True
+    """Show the text while it is written."""
+    max_voice_s: float = Field(default=300.0, ge=30)
+    """Longest voice message; a longer answer is spoken in several, in seconds."""
+    overlap: Literal["auto"] | bool = "auto"
+    """Speak while the model still writes; "auto": unless they would share too few cores."""
+
+
+class TelegramSettings(Section):
+    """Telegram."""
+
+    token: SecretStr = SecretStr("")
+    """Secret. The bot's token, from @BotFather; empty: june is not on Telegram."""
+    api_base: str = Field(default="https://api.telegram.org", pattern="^https?://")
+    """Address of the Bot API, Telegram's or one's own server's."""
+    mode: Literal["polling", "webhook"] = "polling"
+    """Whether june asks for messages, or is called at webhook_url."""
+    webhook_url: str = Field(default="", pattern="^(https://.*)?$")
+    """Public address that Telegram calls."""
+    webhook_secret: SecretStr = SecretStr("")
+    """Secret. What Telegram sends in the header X-Telegram-Bot-Api-Secret-Token."""
+    webhook_host: str = "127.0.0.1"
+    """Address that june listens on for the webhook."""
+    webhook_port: int = Field(default=8443, ge=0, le=65_535)
+    """Port that june listens on for the webhook."""
+
+
+class DiscordSettings(Section):
+    """Discord."""
+
+    token: SecretStr = SecretStr("")
+    """Secret. The bot's token, from the developer portal; empty: june is not on Discord."""
+    api_base: str = Field(default="https://discord.com/api/v10", pattern="^https?://")
+    """Address of Discord's API."""
+    gateway: str = Field(default="wss://gateway.discord.gg/", pattern="^wss?://")
+    """Address of Discord's gateway."""
+
+
+class StoreSettings(Section):
+    """The file that holds what was received, what is to be sent, and what was said."""
+
+    path: PathSetting = Path("june.db")
+    """SQLite file; relative to the settings file."""
+    keep_audio_days: float = Field(default=30.0, ge=0)
+    """Days after which june's own voice messages are deleted from it; their text stays."""
+    keep_messages_days: int = Field(default=0, ge=0)
+    """Days after which messages that are done are deleted, but for what the model is shown; 0: never."""
+
+
+Person = Annotated[str, Field(pattern=r"^(telegram|discord):\d{1,20}$")]
+
+
+class AccessSettings(Section):
+    """Who is served."""
+
+    owners: list[Person] = []
+    """People whom june belongs to, such as "telegram:123456789"."""
+    allowed: list[Person] = []
+    """People whom june answers too, such as "discord:987654321098765432"."""
+    pairing: bool = False
+    """Let a stranger in who sends a one-time code that an owner made with /pair."""
+    messages_per_minute: int = Field(default=20, ge=1)
+    """Messages that one person may send in a minute; owners any number."""
+    audio_s_per_day: float = Field(default=3600.0, gt=0)
+    """Seconds of recordings that one person may send in 24 hours; owners any number."""
+
+
+RouteName = Literal["assistant", "queue", "forward"]
+
+
+class RoutesSettings(Section):
+    """What becomes of a message."""
+
+    owner: RouteName = "assistant"
+    """An owner's messages: "assistant" (june answers), "queue" (they wait for one of the owner's programs) or
+    "forward" (they go to the first owner)."""
+    allowed: RouteName = "assistant"
+    """The messages of people who are allowed: one of the same three."""
+    queue_word: str = ""
+    """An owner's note that begins with this word goes to the queue, as after /queue; empty: none does."""
+
+    def after_queue_word(self, text: str) -> str | None:
+        """What follows the queue's word at the beginning of a text; None: it does not begin with that."""
+        word = self.queue_word.strip()
+        begin = text.lstrip()
+        rest = begin[len(word) :]
+        if not word or begin[: len(word)].casefold() != word.casefold() or rest[:1].isalnum():
+            return None
+        return rest.lstrip(" \t\n,.:;!?-") or None
+
+
+class QueueSettings(Section):
+    """The owner's queue: messages that programs claim over HTTP."""
+
+    lease_s: float = Field(default=300.0, ge=1, le=86_400)
+    """How long a claimed message is its program's, unless the program asks otherwise, in seconds."""
+    max_attempts: int = Field(default=5, ge=1)
+    """How often a message is claimed in vain before it is given up and the owner is told."""
+    question_s: float = Field(default=86_400.0, ge=1)
+    """How long a question waits for its answer, unless the program asks otherwise, in seconds."""
+
+
+class ApiSettings(Section):
+    """The HTTP endpoint: the owner's queue, health and metrics."""
+
+    host: str = "127.0.0.1"
+    """Address that june listens on; other machines need api.token; empty: june does not listen."""
+    port: int = Field(default=8080, ge=0, le=65_535)
+    """Port that june listens on; 0: any that is free, which the log names."""
+    token: SecretStr = SecretStr("")
+    """Secret. What programs send as "Authorization: Bearer …"; empty: only this machine is served."""
+
+
+class ChatSettings(Section):
+    """Conversations in the chat apps."""
+
+    names: list[Annotated[str, Field(min_length=1)]] = ["june"]
+    """Names that june answers to in a group, when one is spoken in a voice message."""
+    busy: Literal["queue", "interrupt"] = "queue"
+    """What a new message does while its chat's answer is in the making: wait, or end that answer."""
+    max_turns: int = Field(default=8, ge=1, le=64)
+    """Answers in the making at a time, over all chats."""
+    max_attempts: int = Field(default=5, ge=1)
+    """How often a message is tried when june is killed over it, before its sender is told."""
+    history_messages: int = Field(default=20, ge=0)
+    """Messages of a conversation that the model is shown, as far as its context holds them."""
+    shutdown_s: Seconds = 20.0
+    """Time that answers in the making have when june is asked to stop; the rest wait for its return."""
+
+
+class DeliverySettings(Section):
+    """Sending answers."""
+
+    max_attempts: int = Field(default=20, ge=1)
+    """How often a message is sent before june gives it up; 20 with their growing pauses are an hour."""
+    group_window_s: float = Field(default=1.0, ge=0, le=60)
+    """Notices to one chat within so many seconds go as one message; answers never wait."""
+    timeout_s: Seconds = 60.0
+    """Time limit of one request to a chat app, in seconds."""
+
+
+class TelemetrySettings(Section):
+    """What june tells of itself: logs, traces, and stacks when it stands still."""
+
+    log_format: Literal["auto", "console", "json"] = "auto"
+    """"console" for people, "json" for machines; "auto": console on a terminal."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least important level that is logged."""
+    log_content: bool = False
+    """Log what people say and what is answered. Personal data: leave it off."""
+    log_user_ids: bool = False
+    """Log who somebody is, such as "telegram:123456789", and not only a hash; tells you your own number."""
+    otlp_endpoint: str = Field(default="", pattern="^(https?://.+)?$")
+    """Where traces are sent by OTLP over HTTP, such as "http://localhost:4318"; empty: nowhere."""
+    watchdog_s: float = Field(default=30.0, ge=0)
+    """Seconds that the event loop may stand still until its stack is shown, then until june ends; 0: any."""
