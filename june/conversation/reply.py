@@ -6,82 +6,18 @@ step is committed: a turn that is repeated after a crash hears and writes nothin
 
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import Literal
 
 from june.conversation.addressing import is_stop, names_june
+from june.conversation.apps import Addresses, ChatApps, Preview
 from june.conversation.memory import fit, newer_half
 from june.conversation.turn import Heard, TurnRequest, TurnResult, VoicePipeline
 from june.errors import SENTENCES, DeliveryError, GenerationError, StageError, StoreError
 from june.messages import ChatPreferences, Inbound, Outbound, Transcript, Usage, Voice
 from june.settings import Settings
-from june.store import Received, Role, Store
+from june.store import Received, Store
 from june.telemetry import errors_total, finish_trace, log, stage, where
-
-
-class Preview(Protocol):
-    """The beginning of an answer, as its chat sees it grow."""
-
-    def show(self, text: str) -> None:
-        """Show this Markdown instead of what was shown before."""
-
-    async def finish(self) -> str:
-        """Show no more; the id of the message that shows the beginning, "" if there is none."""
-
-
-class ChatApps(Protocol):
-    """The chat apps, as a turn sees them."""
-
-    async def download(self, message: Inbound, /) -> bytes:
-        """The recording of a message.
-
-        Raises:
-            DeliveryError: the app does not hand it out.
-        """
-
-    def preview(self, received: Received, echo: str, /) -> Preview:
-        """A preview of the answer to this message, below an echo of what was heard."""
-
-    def working(
-        self, message: Inbound, doing: Literal["recording", "typing"]
-    ) -> AbstractAsyncContextManager[None]:
-        """Shows in the message's chat that june works on an answer."""
-
-    def literal(self, text: str, /) -> str:
-        """Markdown that shows a text as it is."""
-
-
-class Address(Protocol):
-    """Where a message goes; see `june.chat.addresses`."""
-
-    @property
-    def chat(self) -> str:
-        """Such as "telegram:123456789"."""
-
-    @property
-    def user(self) -> str:
-        """Whom it is for."""
-
-    @property
-    def other_users(self) -> tuple[str, ...]:
-        """Whom it goes to instead, in this order, if the chat does not take it."""
-
-
-class Addresses(Protocol):
-    """Where people with access are reached."""
-
-    async def role_of(self, user: str) -> Role | None:
-        """Whether someone is an owner, allowed, or (None) a stranger."""
-
-    async def owner(self) -> Address:
-        """Where the owner is reached.
-
-        Raises:
-            QueueError: no owner is on an app that june is on.
-            DeliveryError: the chat cannot be found out at the moment.
-        """
-
 
 STOPPED = "Stopped."
 

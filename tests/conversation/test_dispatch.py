@@ -16,7 +16,7 @@ from june.conversation.reply import Desk, choose_mode
 from june.conversation.speaking import Speaker
 from june.conversation.turn import VoicePipeline
 from june.errors import DeliveryError, QueueError, Refusal, StoreError, SynthesisError
-from june.messages import Attachment, ChatMessage, ChatPreferences, Delivered, Inbound, Outbound
+from june.messages import Address, Attachment, ChatMessage, ChatPreferences, Delivered, Inbound, Outbound
 from june.settings import Settings
 from june.store import DueMessage, Filter, Letter, Message, Received, Role, Store, open_store
 from tests.fakes import FakeLlm, FakeStt, FakeTts
@@ -76,15 +76,6 @@ class FakeApps:
         return self.preview_id
 
 
-@dataclass(frozen=True)
-class FakeAddress:
-    """`Address` of the owner."""
-
-    user: str = ANNA
-    chat: str = ANNA
-    other_users: tuple[str, ...] = ()
-
-
 @dataclass
 class FakeAddresses:
     """`Addresses` of a house that belongs to Anna, and that everyone may enter."""
@@ -96,11 +87,11 @@ class FakeAddresses:
         """See the Protocol."""
         return None if user in self.strangers else "owner" if user == ANNA else "allowed"
 
-    async def owner(self) -> FakeAddress:
+    async def owner(self) -> Address:
         """See the Protocol."""
         if self.failure is not None:
             raise self.failure
-        return FakeAddress()
+        return Address(ANNA, ANNA)
 
 
 class House:
