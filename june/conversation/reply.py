@@ -11,8 +11,9 @@ from typing import Literal
 
 from june.conversation.addressing import is_stop, names_june
 from june.conversation.apps import Addresses, ChatApps, Preview
+from june.conversation.listening import Heard
 from june.conversation.memory import fit, newer_half
-from june.conversation.turn import Heard, TurnRequest, TurnResult, VoicePipeline
+from june.conversation.turn import AlreadyWritten, ToWrite, TurnRequest, TurnResult, VoicePipeline, Written
 from june.errors import SENTENCES, DeliveryError, GenerationError, StageError, StoreError
 from june.messages import ChatPreferences, Inbound, Outbound, Transcript, Usage, Voice
 from june.settings import Settings
@@ -78,7 +79,7 @@ class Desk:
         """
         recording = await self._download(received, {})
         transcript = received.transcript or (await self._hear(received, recording)).transcript
-        return transcript, await self.pipeline.record(recording)
+        return transcript, await self.pipeline.listener.record(recording)
 
     async def _download(self, received: Received, timings_s: dict[str, float]) -> bytes:
         with stage("download", timings_s, platform=received.message.platform) as facts:
@@ -96,7 +97,7 @@ class Desk:
 
     async def _hear(self, received: Received, recording: bytes) -> Heard:
         preferences = await self.store.conversations.preferences(received.message.chat)
-        heard = await self.pipeline.hear(recording, preferences.language)
+        heard = await self.pipeline.listener.hear(recording, preferences.language)
         await self.store.inbox.note_transcript(received.id, heard.transcript)
         return heard
 
@@ -221,14 +222,12 @@ class Reply:
         history = await self._desk.store.conversations.messages(
             message.chat, self._settings.chat.history_messages
         )
+        answer = ToWrite(fit(history, message.text + transcript, self._settings.llm), message.chat)
         request = TurnRequest(
-            heard=heard,
-            text=message.text,
-            language=preferences.language,
-            history=fit(history, message.text + transcript, self._settings.llm),
-            conversation=message.chat,
-            speak=self._mode.speaks,
-            answer=self.received.answer,
+            Written(message.text) if heard is None else replace(heard, caption=message.text),
+            AlreadyWritten(self.received.answer) if self.received.answer else answer,
+            preferences.language,
+            self._mode.speaks,
         )
         if self._mode.writes and self._settings.reply.stream_text and not self._is_committed:
             self._preview = self._desk.apps.preview(self.received, self._echo)
@@ -236,9 +235,10 @@ class Reply:
             try:
                 return await self._desk.pipeline.answer(request, self)
             except GenerationError as error:
-                if error.code != "context_overflow" or not request.history:
+                if error.code != "context_overflow" or not answer.history:
                     raise
-                request = replace(request, history=newer_half(request.history))  # `fit` guessed too low
+                answer = replace(answer, history=newer_half(answer.history))  # `fit` guessed too low
+                request = replace(request, answer=answer)
 
     def _rest(self, result: TurnResult) -> list[Outbound]:
         """What is to be sent when the turn is over, beside the text."""
