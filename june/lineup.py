@@ -9,7 +9,11 @@ from functools import partial
 from typing import Literal
 
 from june import hardware, llm, stt, tts
+from june.conversation.gathering import Gathering
+from june.conversation.listening import Listener
 from june.conversation.turn import VoicePipeline
+from june.conversation.voicing import Voicer
+from june.conversation.writing import Writer
 from june.errors import ModelFileError
 from june.llm import ChatModel
 from june.llm.switching import SwitchableModel
@@ -175,11 +179,33 @@ async def _unload(role: str, model: AnyModel) -> None:
     await model.close()
 
 
+def create_pipeline(
+    settings: Settings, stt: SpeechToText, llm: ChatModel, tts: TextToSpeech, *, cores: int
+) -> VoicePipeline:
+    """Return a pipeline over three models, which it does not own."""
+    codec = ModelThread("decode")
+    return VoicePipeline(
+        Listener(stt, settings.stt, settings.audio, codec, Gathering(settings.llm.slots)),
+        Writer(llm, settings.llm),
+        Voicer(
+            tts,
+            settings.tts,
+            codec,
+            max_voice_s=settings.reply.max_voice_s,
+            opus_bitrate=settings.audio.opus_bitrate,
+        ),
+        codec,
+        settings.reply,
+        cores=cores,
+        log_content=settings.telemetry.log_content,
+    )
+
+
 @asynccontextmanager
 async def open_pipeline(settings: Settings, models: Models) -> AsyncIterator[VoicePipeline]:
-    """A pipeline over loaded models."""
+    """Yield a pipeline over loaded models."""
     cores = hardware.cpu_cores()
-    pipeline = VoicePipeline(settings, models.stt, models.llm, models.tts, cores=cores)
+    pipeline = create_pipeline(settings, models.stt, models.llm, models.tts, cores=cores)
     try:
         yield pipeline
     finally:

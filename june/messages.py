@@ -259,6 +259,18 @@ class Outbound:
 
 
 @dataclass(frozen=True, slots=True)
+class Address:
+    """Where a message to a person goes."""
+
+    user: str
+    """Whom it is for, such as "telegram:123456789"."""
+    chat: str
+    """Their private chat."""
+    other_users: tuple[str, ...] = ()
+    """Whom it goes to instead, in this order, if the chat does not take it."""
+
+
+@dataclass(frozen=True, slots=True)
 class Delivered:
     """One message that a chat app took."""
 

@@ -3,37 +3,18 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from aiohttp import web
 
 from june.api.requests import timestamp
-from june.chat import AdapterHealth
-from june.chat.addresses import Address
+from june.chat import Adapter
+from june.chat.addresses import AddressBook
 from june.llm.switching import SwitchableModel
 from june.messages import ModelDescription, Platform
 from june.sections import QueueSettings
 from june.store import Explain, Message, Store
 from june.telemetry import trace_id
-
-
-class Adapter(Protocol):
-    """A chat app, as monitoring sees it."""
-
-    def health(self) -> AdapterHealth:
-        """Whether the connection works now."""
-
-
-class AddressBook(Protocol):
-    """Where people with access are reached; see `june.chat.addresses`."""
-
-    async def find(self, to: str) -> Address:
-        """The address of "owner", or of a person such as "telegram:123456789".
-
-        Raises:
-            QueueError: they have no access, or june is not on that app.
-            DeliveryError: the chat cannot be found out at the moment.
-        """
 
 
 @dataclass(frozen=True, slots=True)

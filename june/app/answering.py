@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from june.app.supervision import end
 from june.chat import Adapter
 from june.chat.apps import ChatApps
+from june.conversation.apps import Addresses
 from june.conversation.dispatch import Dispatcher
-from june.conversation.reply import Addresses, CommandRunner, Desk
+from june.conversation.reply import CommandRunner, Desk
 from june.conversation.speaking import Speaker
 from june.lineup import Models, open_models, open_pipeline, pull_models
 from june.messages import ModelDescription, Platform
@@ -73,7 +74,7 @@ async def open_answering(
     async with open_models(settings) as models, open_pipeline(settings, models) as pipeline:
         apps = ChatApps(store, adapters, max_bytes=settings.audio.max_bytes)
         desk = Desk(settings, store, pipeline, apps, addresses, run_command, wake_delivery)
-        answering = Answering(models, Dispatcher(desk), Speaker(store, pipeline, wake_delivery))
+        answering = Answering(models, Dispatcher(desk), Speaker(store, pipeline.voicer, wake_delivery))
         try:
             yield answering
         finally:

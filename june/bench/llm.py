@@ -22,7 +22,7 @@ from june.bench.peers import CONTEST, GREEDY, JOB, READY, RESULT, Chat, Contest,
 from june.bench.report import machine
 from june.bench.roofline import memory_bandwidth_bytes_per_s
 from june.bench.talk import Talk, go_on
-from june.conversation.turn import sampling_of
+from june.conversation.writing import sampling_of
 from june.errors import JuneError
 from june.llm import cpu_format, kv_bytes
 from june.messages import Sampling

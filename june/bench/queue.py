@@ -7,16 +7,17 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from aiohttp import ClientSession
 
 from june.api.server import serving
 from june.api.services import Services
 from june.bench.report import percentiles
+from june.chat.addresses import AddressBook
 from june.errors import JuneError
 from june.messages import Inbound
-from june.sections import ApiSettings, QueueSettings
+from june.sections import AccessSettings, ApiSettings, QueueSettings
 from june.store import Explain, Store, open_store
 
 BATCH = 500
@@ -32,13 +33,6 @@ LISTS = {
 CLAIMS: dict[str, dict[str, str]] = {"claim": {}, "claim of a user": {"user": "telegram:3"}}
 
 
-class _Nobody:
-    """An address book without anyone."""
-
-    async def find(self, to: str) -> NoReturn:
-        raise JuneError(f"{to} is not reached by a benchmark.")
-
-
 async def _no_explanation() -> Explain:
     return lambda _: None
 
@@ -48,7 +42,7 @@ async def _served(store: Store) -> AsyncIterator[ClientSession]:
     services = Services(
         store=store,
         queue=QueueSettings(),
-        addresses=_Nobody(),
+        addresses=AddressBook(store, AccessSettings(), {}),
         adapters={},
         explanation=_no_explanation,
         on_outbox=lambda: None,

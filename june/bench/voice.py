@@ -27,7 +27,9 @@ from typing import Any, Protocol
 from june import audio
 from june.bench.report import percentiles
 from june.conversation.speakable import SentenceStream
-from june.conversation.turn import TurnRequest, TurnResult, VoicePipeline, append_sentence
+from june.conversation.turn import Recording, TurnRequest, TurnResult
+from june.conversation.voicing import append_sentence
+from june.lineup import create_pipeline
 from june.llm import ChatModel
 from june.llm.llama_cpp import LlamaCpp
 from june.messages import ChatMessage, ChatRequest, Delta, ModelDescription, Sampling, Speech, Usage
@@ -180,7 +182,7 @@ class VoiceBench:
         self._llm = llm
         self._tts = tts
         self._pause_s = settings.tts.sentence_pause_s
-        self._pipeline = VoicePipeline(settings, stt, llm, tts, cores=cores)
+        self._pipeline = create_pipeline(settings, stt, llm, tts, cores=cores)
 
     async def close(self) -> None:
         """End the pipeline; the models stay."""
@@ -188,7 +190,7 @@ class VoiceBench:
 
     async def run(self, questions: tuple[Question, ...], turns: int) -> dict[str, Any]:
         """The report's figures, from `turns` turns that go round the questions."""
-        await self._pipeline.answer(TurnRequest(audio=questions[0].audio))  # warm-up
+        await self._pipeline.answer(TurnRequest(Recording(questions[0].audio)))  # warm-up
         timings = _Timings()
         for turn in range(turns):
             question = questions[turn % len(questions)]
@@ -207,7 +209,7 @@ class VoiceBench:
             begin = time.perf_counter()
 
             async def answered_s(question: Question, begin: float = begin) -> float:
-                await self._pipeline.answer(TurnRequest(audio=question.audio))
+                await self._pipeline.answer(TurnRequest(Recording(question.audio)))
                 return time.perf_counter() - begin
 
             rounds_s.append(sorted(await asyncio.gather(*map(answered_s, asked))))
@@ -228,7 +230,7 @@ class VoiceBench:
             for turn in range(turns):
                 for is_traced in (False, True) if turn % 2 else (True, False):
                     await self._llm.warm_up()
-                    request = TurnRequest(audio=questions[turn % len(questions)].audio)
+                    request = TurnRequest(Recording(questions[turn % len(questions)].audio))
                     context = new_trace_context() if is_traced else ""
                     with following(context, turn=turn, chat="bench"):
                         result = await self._pipeline.answer(request)
@@ -237,7 +239,7 @@ class VoiceBench:
         return _median_ratio(seconds[True], seconds[False])
 
     async def _time_june(self, question: Question, timings: _Timings) -> None:
-        result = await self._pipeline.answer(TurnRequest(audio=question.audio))
+        result = await self._pipeline.answer(TurnRequest(Recording(question.audio)))
         timings.june.append(result)
         timings.june_s.append(result.timings_s["total"])
 
@@ -287,7 +289,7 @@ class VoiceBench:
         timings.serial_s.append(time.perf_counter() - begin)
 
     def _request(self, question: str) -> ChatRequest:
-        return self._pipeline.chat_request((ChatMessage("user", question),))
+        return self._pipeline.writer.request((ChatMessage("user", question),))
 
     def _figures(self, timings: _Timings) -> dict[str, Any]:
         turns = timings.june

@@ -1,25 +1,14 @@
 """Where a person is reached: which private chat, and which other person instead."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import cast
 
 from june.chat import Adapter
 from june.chat.intake import role_of
 from june.errors import QueueError
-from june.messages import Platform
+from june.messages import Address, Platform
 from june.sections import AccessSettings
 from june.store import Role, Store
-
-
-@dataclass(frozen=True, slots=True)
-class Address:
-    """Where a message goes."""
-
-    user: str
-    chat: str
-    other_users: tuple[str, ...] = ()
-    """Whom it goes to instead, in this order, if the chat does not take it."""
 
 
 class AddressBook:

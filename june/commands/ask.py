@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from june import audio, lineup
-from june.conversation.turn import TurnRequest, TurnResult
+from june.conversation.turn import Recording, ToWrite, TurnRequest, TurnResult, Written
 from june.errors import AudioError, JuneError
 from june.llm.grammar import json_grammar
 from june.messages import JsonObject
@@ -52,7 +52,10 @@ def ask(
     json_schema = _read_schema(schema) if schema else None
     recording = _read(file, settings.audio) if file else None
     request = TurnRequest(
-        audio=recording, text=text, language=language, speak=schema is None, json_schema=json_schema
+        Recording(recording) if recording is not None else Written(text),
+        ToWrite(json_schema=json_schema),
+        language=language,
+        speak=schema is None,
     )
     result, models = asyncio.run(_answer(settings, request))
     if json_schema is not None:

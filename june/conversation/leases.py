@@ -3,9 +3,9 @@
 import asyncio
 from collections.abc import Callable
 
-from june.conversation.reply import Address, Addresses
+from june.conversation.apps import Addresses
 from june.errors import DeliveryError, QueueError, StageError
-from june.messages import Outbound
+from june.messages import Address, Outbound
 from june.sections import QueueSettings
 from june.store import Explain, Message, Store
 from june.telemetry import log

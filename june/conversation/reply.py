@@ -6,82 +6,19 @@ step is committed: a turn that is repeated after a crash hears and writes nothin
 
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import Literal
 
 from june.conversation.addressing import is_stop, names_june
+from june.conversation.apps import Addresses, ChatApps, Preview
+from june.conversation.listening import Heard
 from june.conversation.memory import fit, newer_half
-from june.conversation.turn import Heard, TurnRequest, TurnResult, VoicePipeline
+from june.conversation.turn import AlreadyWritten, ToWrite, TurnRequest, TurnResult, VoicePipeline, Written
 from june.errors import SENTENCES, DeliveryError, GenerationError, StageError, StoreError
 from june.messages import ChatPreferences, Inbound, Outbound, Transcript, Usage, Voice
 from june.settings import Settings
-from june.store import Received, Role, Store
+from june.store import Received, Store
 from june.telemetry import count_error, finish_trace, log, stage, where
-
-
-class Preview(Protocol):
-    """The beginning of an answer, as its chat sees it grow."""
-
-    def show(self, text: str) -> None:
-        """Show this Markdown instead of what was shown before."""
-
-    async def finish(self) -> str:
-        """Show no more; the id of the message that shows the beginning, "" if there is none."""
-
-
-class ChatApps(Protocol):
-    """The chat apps, as a turn sees them."""
-
-    async def download(self, message: Inbound, /) -> bytes:
-        """The recording of a message.
-
-        Raises:
-            DeliveryError: the app does not hand it out.
-        """
-
-    def preview(self, received: Received, echo: str, /) -> Preview:
-        """A preview of the answer to this message, below an echo of what was heard."""
-
-    def working(
-        self, message: Inbound, doing: Literal["recording", "typing"]
-    ) -> AbstractAsyncContextManager[None]:
-        """Shows in the message's chat that june works on an answer."""
-
-    def literal(self, text: str, /) -> str:
-        """Markdown that shows a text as it is."""
-
-
-class Address(Protocol):
-    """Where a message goes; see `june.chat.addresses`."""
-
-    @property
-    def chat(self) -> str:
-        """Such as "telegram:123456789"."""
-
-    @property
-    def user(self) -> str:
-        """Whom it is for."""
-
-    @property
-    def other_users(self) -> tuple[str, ...]:
-        """Whom it goes to instead, in this order, if the chat does not take it."""
-
-
-class Addresses(Protocol):
-    """Where people with access are reached."""
-
-    async def role_of(self, user: str) -> Role | None:
-        """Whether someone is an owner, allowed, or (None) a stranger."""
-
-    async def owner(self) -> Address:
-        """Where the owner is reached.
-
-        Raises:
-            QueueError: no owner is on an app that june is on.
-            DeliveryError: the chat cannot be found out at the moment.
-        """
-
 
 STOPPED = "Stopped."
 
@@ -142,7 +79,7 @@ class Desk:
         """
         recording = await self._download(received, {})
         transcript = received.transcript or (await self._hear(received, recording)).transcript
-        return transcript, await self.pipeline.record(recording)
+        return transcript, await self.pipeline.listener.record(recording)
 
     async def _download(self, received: Received, timings_s: dict[str, float]) -> bytes:
         with stage("download", timings_s, platform=received.message.platform) as facts:
@@ -160,7 +97,7 @@ class Desk:
 
     async def _hear(self, received: Received, recording: bytes) -> Heard:
         preferences = await self.store.conversations.preferences(received.message.chat)
-        heard = await self.pipeline.hear(recording, preferences.language)
+        heard = await self.pipeline.listener.hear(recording, preferences.language)
         await self.store.inbox.note_transcript(received.id, heard.transcript)
         return heard
 
@@ -285,14 +222,12 @@ class Reply:
         history = await self._desk.store.conversations.messages(
             message.chat, self._settings.chat.history_messages
         )
+        answer = ToWrite(fit(history, message.text + transcript, self._settings.llm), message.chat)
         request = TurnRequest(
-            heard=heard,
-            text=message.text,
-            language=preferences.language,
-            history=fit(history, message.text + transcript, self._settings.llm),
-            conversation=message.chat,
-            speak=self._mode.speaks,
-            answer=self.received.answer,
+            Written(message.text) if heard is None else replace(heard, caption=message.text),
+            AlreadyWritten(self.received.answer) if self.received.answer else answer,
+            preferences.language,
+            self._mode.speaks,
         )
         if self._mode.writes and self._settings.reply.stream_text and not self._is_committed:
             self._preview = self._desk.apps.preview(self.received, self._echo)
@@ -300,9 +235,10 @@ class Reply:
             try:
                 return await self._desk.pipeline.answer(request, self)
             except GenerationError as error:
-                if error.code != "context_overflow" or not request.history:
+                if error.code != "context_overflow" or not answer.history:
                     raise
-                request = replace(request, history=newer_half(request.history))  # `fit` guessed too low
+                answer = replace(answer, history=newer_half(answer.history))  # `fit` guessed too low
+                request = replace(request, answer=answer)
 
     def _rest(self, result: TurnResult) -> list[Outbound]:
         """What is to be sent when the turn is over, beside the text."""

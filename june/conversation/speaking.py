@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable
 
-from june.conversation.turn import VoicePipeline
+from june.conversation.voicing import Voicer
 from june.errors import Stage, StageError, StoreError
 from june.store import Store, Unspoken
 from june.telemetry import count_error, log, where
@@ -16,13 +16,13 @@ class Speaker:
 
     Args:
         store: the outbox.
-        pipeline: the voice.
+        voicer: speaks.
         on_outbox: called when there is something to send.
     """
 
-    def __init__(self, store: Store, pipeline: VoicePipeline, on_outbox: Callable[[], None]) -> None:
+    def __init__(self, store: Store, voicer: Voicer, on_outbox: Callable[[], None]) -> None:
         self._store = store
-        self._pipeline = pipeline
+        self._voicer = voicer
         self._on_outbox = on_outbox
 
     async def run(self) -> None:
@@ -42,7 +42,7 @@ class Speaker:
     async def _speak(self, unspoken: Unspoken) -> None:
         preferences = await self._store.conversations.preferences(unspoken.chat)
         try:
-            voices = await self._pipeline.speak(unspoken.text, preferences.language)
+            voices = await self._voicer.speak_text(unspoken.text, preferences.language)
         except StageError as error:
             if error.code == "busy":
                 await asyncio.sleep(BUSY_PAUSE_S)

@@ -14,9 +14,9 @@ from june.bench.voice import Question
 from june.conversation.dispatch import Dispatcher
 from june.conversation.reply import Desk, choose_mode
 from june.conversation.speaking import Speaker
-from june.conversation.turn import VoicePipeline
 from june.errors import DeliveryError, QueueError, Refusal, StoreError, SynthesisError
-from june.messages import Attachment, ChatMessage, ChatPreferences, Delivered, Inbound, Outbound
+from june.lineup import create_pipeline
+from june.messages import Address, Attachment, ChatMessage, ChatPreferences, Delivered, Inbound, Outbound
 from june.settings import Settings
 from june.store import DueMessage, Filter, Letter, Message, Received, Role, Store, open_store
 from tests.fakes import FakeLlm, FakeStt, FakeTts
@@ -76,15 +76,6 @@ class FakeApps:
         return self.preview_id
 
 
-@dataclass(frozen=True)
-class FakeAddress:
-    """`Address` of the owner."""
-
-    user: str = ANNA
-    chat: str = ANNA
-    other_users: tuple[str, ...] = ()
-
-
 @dataclass
 class FakeAddresses:
     """`Addresses` of a house that belongs to Anna, and that everyone may enter."""
@@ -96,11 +87,11 @@ class FakeAddresses:
         """See the Protocol."""
         return None if user in self.strangers else "owner" if user == ANNA else "allowed"
 
-    async def owner(self) -> FakeAddress:
+    async def owner(self) -> Address:
         """See the Protocol."""
         if self.failure is not None:
             raise self.failure
-        return FakeAddress()
+        return Address(ANNA, ANNA)
 
 
 class House:
@@ -110,7 +101,7 @@ class House:
         self.store, self.settings, self.apps = store, settings, apps
         self.stt, self.llm, self.tts = FakeStt(), FakeLlm(), FakeTts()
         self.outbox_changed = asyncio.Event()
-        self.pipeline = VoicePipeline(settings, self.stt, self.llm, self.tts, cores=2)
+        self.pipeline = create_pipeline(settings, self.stt, self.llm, self.tts, cores=2)
         self.addresses = FakeAddresses()
         desk = Desk(
             settings,
@@ -725,7 +716,9 @@ async def test_what_a_program_has_spoken_is_sent_in_writing_first(open_house: Op
         await house.store.queue.send(Letter(ANNA, ANNA, "One sentence. Another one.", is_spoken=True))
         (text,) = await house.outbox(1)
         assert (text.kind, text.purpose) == ("text", "message")
-        speaking = asyncio.create_task(Speaker(house.store, house.pipeline, house.outbox_changed.set).run())
+        speaking = asyncio.create_task(
+            Speaker(house.store, house.pipeline.voicer, house.outbox_changed.set).run()
+        )
         first, second = await house.outbox(2)
         speaking.cancel()
         await asyncio.wait([speaking])
@@ -738,7 +731,9 @@ async def test_what_cannot_be_spoken_is_an_error_and_its_words_arrived(open_hous
     async with open_house() as house:
         house.tts.error = SynthesisError("tts_failed", "no voice")
         sent = await house.store.queue.send(Letter(ANNA, ANNA, "Hello.", is_spoken=True))
-        speaking = asyncio.create_task(Speaker(house.store, house.pipeline, house.outbox_changed.set).run())
+        speaking = asyncio.create_task(
+            Speaker(house.store, house.pipeline.voicer, house.outbox_changed.set).run()
+        )
         failed = await when(house, sent.id + 1, lambda found: found.status == "ERROR")
         speaking.cancel()
         await asyncio.wait([speaking])

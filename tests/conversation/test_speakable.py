@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from june.conversation import speakable as module
-from june.conversation.speakable import MAX_CHARACTERS, SentenceStream, speakable
+from june.conversation import sentences as module
+from june.conversation.sentences import MAX_CHARACTERS
+from june.conversation.speakable import SentenceStream, speakable
 
 
 def sentences(*texts: str) -> list[str]:

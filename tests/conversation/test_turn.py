@@ -16,8 +16,17 @@ from june.audio import decode
 from june.bench.voice import Question, wrong_words
 from june.conversation.gathering import Gathering
 from june.conversation.speakable import speakable
-from june.conversation.turn import TurnRequest, VoicePipeline, choose_overlap
+from june.conversation.turn import (
+    AlreadyWritten,
+    Recording,
+    ToWrite,
+    TurnRequest,
+    VoicePipeline,
+    Written,
+    choose_overlap,
+)
 from june.errors import AudioError, GenerationError, StageError, SynthesisError, TranscriptionError
+from june.lineup import create_pipeline
 from june.llm import ChatModel
 from june.llm.llama_cpp import LlamaCpp
 from june.messages import ChatMessage, Device, Pcm, Transcript
@@ -29,7 +38,7 @@ from june.tts.piper import Piper
 from tests.fakes import FakeLlm, FakeModel, FakeStt, FakeTts
 from tests.lateness import watched
 
-WRITTEN = TurnRequest(text="What is blue?")
+WRITTEN = TurnRequest(Written("What is blue?"))
 BROKEN_VOICE = SynthesisError("tts_failed", "The voice is broken.")
 
 
@@ -38,7 +47,7 @@ async def pipeline(
     settings: Settings, stt: SpeechToText, llm: ChatModel, tts: TextToSpeech, /, **sections: dict[str, Any]
 ) -> AsyncIterator[VoicePipeline]:
     changed = {name: getattr(settings, name).model_copy(update=values) for name, values in sections.items()}
-    made = VoicePipeline(settings.model_copy(update=changed), stt, llm, tts, cores=2)
+    made = create_pipeline(settings.model_copy(update=changed), stt, llm, tts, cores=2)
     try:
         yield made
     finally:
@@ -48,7 +57,7 @@ async def pipeline(
 @pytest.fixture(scope="session")
 def spoken(questions: tuple[Question, ...]) -> TurnRequest:
     """A question as a person speaks it."""
-    return TurnRequest(audio=questions[0].audio)
+    return TurnRequest(Recording(questions[0].audio))
 
 
 # --- with the real models ---
@@ -65,7 +74,7 @@ async def test_a_spoken_question_gets_a_spoken_answer(
     settings: Settings, real: Real, questions: tuple[Question, ...]
 ) -> None:
     async with pipeline(settings, *real) as june:
-        result = await june.answer(TurnRequest(audio=questions[0].audio))
+        result = await june.answer(TurnRequest(Recording(questions[0].audio)))
     assert result.outcome == "answered"
     assert result.transcript is not None
     assert wrong_words(questions[0].text, result.transcript.text) <= 3
@@ -112,7 +121,7 @@ async def test_a_turn_cancelled_at_any_moment_sets_the_models_free(
     cancelled_s, free_s = [], []
     async with pipeline(settings, *real, llm={"max_tokens": 20}) as june:
         whole = min([await june.answer(spoken) for _ in range(2)], key=lambda turn: turn.timings_s["total"])
-        word = replace(june.chat_request((ChatMessage("user", "Hi"),)), max_tokens=1)
+        word = replace(june.writer.request((ChatMessage("user", "Hi"),)), max_tokens=1)
         tasks = asyncio.all_tasks()
         for part in range(20):
             turn = asyncio.create_task(june.answer(spoken))
@@ -291,7 +300,7 @@ async def test_a_recording_that_cannot_be_read_ends_the_turn(settings: Settings)
     stt = FakeStt()
     async with pipeline(settings, stt, FakeLlm(), FakeTts()) as june:
         with pytest.raises(AudioError) as caught:
-            await june.answer(TurnRequest(audio=b"This is a text."))
+            await june.answer(TurnRequest(Recording(b"This is a text.")))
     assert caught.value.code == "audio_unreadable"
     assert not stt.called.is_set()
 
@@ -306,7 +315,7 @@ async def test_each_stage_has_a_time_limit(
         models[slow].hangs = True
         sections[slow] = {"timeout_s": 0.05}
     else:
-        monkeypatch.setattr("june.conversation.turn.CODEC_TIMEOUT_S", 0)
+        monkeypatch.setattr("june.conversation.limits.CODEC_TIMEOUT_S", 0)
     request = WRITTEN if slow == "encode" else spoken
     async with pipeline(settings, *models.values(), **sections) as june:
         if slow in {"tts", "encode"}:
@@ -376,12 +385,12 @@ async def test_the_spoken_language_chooses_the_voice(settings: Settings, spoken:
 async def test_an_answer_that_was_written_already_is_only_spoken(settings: Settings) -> None:
     llm, tts = FakeLlm(), FakeTts()
     async with pipeline(settings, FakeStt(), llm, tts) as june:
-        result = await june.answer(replace(WRITTEN, answer="So it is. **Really.**"))
+        result = await june.answer(replace(WRITTEN, answer=AlreadyWritten("So it is. **Really.**")))
     assert (result.text, len(result.voices)) == ("So it is. **Really.**", 1)
     assert (llm.requests, tts.sentences) == ([], ["So it is.", "Really."])
 
 
-class Listener:
+class Observer:
     """Writes down what it is told."""
 
     def __init__(self) -> None:
@@ -396,12 +405,12 @@ class Listener:
         self.told.append(f"{text} END")
 
 
-async def test_a_listener_is_told_of_the_text_before_it_is_spoken(settings: Settings) -> None:
-    listener, tts = Listener(), FakeTts(error=BROKEN_VOICE)
+async def test_a_observer_is_told_of_the_text_before_it_is_spoken(settings: Settings) -> None:
+    observer, tts = Observer(), FakeTts(error=BROKEN_VOICE)
     async with pipeline(settings, FakeStt(), FakeLlm(), tts) as june:
-        await june.answer(WRITTEN, listener)
+        await june.answer(WRITTEN, observer)
     text = "The sky is blue. The sea is too."
-    assert listener.told == ["The sky is blue. The", "The sky is blue. The sea is", text, f"{text} END"]
+    assert observer.told == ["The sky is blue. The", "The sky is blue. The sea is", text, f"{text} END"]
 
 
 # --- what goes in, and what is told ---
@@ -415,7 +424,7 @@ async def test_the_model_is_asked_with_prompt_history_and_settings(
     sections = {"llm": {"system_prompt": "Be brief.", "seed": 7, "max_tokens": 9, "thinking": True}}
     async with pipeline(settings, stt, llm, FakeTts(), **sections) as june:
         await june.answer(
-            TurnRequest(audio=spoken.audio, language="de", history=history, conversation="chat 1")
+            TurnRequest(spoken.question, ToWrite(history, conversation="chat 1"), language="de")
         )
     assert stt.languages == ["de"]
     (asked,) = llm.requests
