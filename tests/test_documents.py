@@ -29,7 +29,9 @@ NOW = [page for page in PAGES if page.name != "CHANGELOG.md"]
 NOW_NAMES = [str(page.relative_to(PROJECT_ROOT)) for page in NOW]
 
 MOST_LINES_OF_README = 150
-SOURCES = "\n".join(file.read_text("utf-8") for file in sorted((PROJECT_ROOT / "june").rglob("*.py")))
+SOURCES = "\n".join(
+    file.read_text("utf-8") for file in (PROJECT_ROOT / "june").rglob("*") if file.suffix in {".py", ".cpp"}
+)
 
 
 def prose(page: Path) -> str:
@@ -95,10 +97,10 @@ def is_known(name: str) -> bool:
     if variable := re.fullmatch(r"JUNE_([A-Z0-9_]+__[A-Z0-9_]+)(=.*)?", name):
         return variable[1].lower().replace("__", ".") in KEYS
     if re.fullmatch(r"june_[a-z]+_[a-z_]+", name):
-        return f'"{name.removesuffix("_total")}' in SOURCES
-    if dotted := re.match(r"[a-z_]+\.[a-z_.]+(?= =|$)", name):
-        is_file = (PROJECT_ROOT / name).exists()
-        return is_file or dotted[0] in KEYS or f'"{dotted[0]}"' in SOURCES
+        return name.removesuffix("_total") in SOURCES
+    if dotted := re.match(r"([a-z_]+)\.([a-z_.]+)(?= =|$)", name):
+        is_setting_or_event = dotted[1] in KEYS or dotted[2].endswith(("ed", "ing"))
+        return not is_setting_or_event or dotted[0] in KEYS or f'"{dotted[0]}"' in SOURCES
     return True
 
 
