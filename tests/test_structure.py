@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -96,16 +97,10 @@ def test_only_workers_starts_threads() -> None:
     assert found == ["workers/threads.py", "workers/watchdog.py"]
 
 
-def test_a_failure_is_counted_by_count_error_alone_whose_stages_are_a_fixed_list() -> None:
-    """So mypy sees that no platform, or anything else that varies, becomes a stage."""
-    counting = {path for path, tree in TREES.items() if "errors_total.labels" in ast.unparse(tree)}
-    assert counting == {"telemetry/metrics.py"}
-
-
-def mapped(readme: str) -> Iterator[str]:
-    """The paths in the README's module map: `  name.py   text`, `  package/   text`, `    name.py   text`."""
-    block = re.search(r"^```\w*\njune/\n(.*?)^```", readme, re.MULTILINE | re.DOTALL)
-    assert block is not None, "README.md has no fenced block that begins with a line june/"
+def mapped(page: str) -> Iterator[str]:
+    """Yield the paths in the map of files: `  name.py   text`, `  package/   text`, `    name.py   text`."""
+    block = re.search(r"^```\w*\njune/\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    assert block is not None, "the page has no fenced block that begins with a line june/"
     package = ""
     for line in block[1].splitlines():
         entry = re.fullmatch(r"(?P<indent>  |    )(?P<name>(\w+/)*\w+(\.py|/)) +\S.*", line)
@@ -118,8 +113,20 @@ def mapped(readme: str) -> Iterator[str]:
             yield entry["name"]
 
 
-def test_the_readme_maps_every_module() -> None:
-    modules = [path for path in TREES if not path.endswith("__init__.py")]
+def line_of(path: str) -> str:
+    """Return the line that a file or package needs in the map, with the first line of its docstring."""
+    tree = TREES[f"{path}__init__.py" if path.endswith("/") else path]
+    about = (ast.get_docstring(tree) or "").partition("\n")[0]
+    return f"{path:<40} {about}"
+
+
+def test_architecture_md_names_every_file_once() -> None:
+    modules = {path for path in TREES if not path.endswith("__init__.py")}
     packages = {f"{Path(path).parent.as_posix()}/" for path in TREES if "/" in path}
-    paths = list(mapped((PROJECT_ROOT / "README.md").read_text("utf-8")))
-    assert sorted(paths) == sorted([*modules, *packages])
+    paths = list(mapped((PROJECT_ROOT / "docs/architecture.md").read_text("utf-8")))
+    faults = [
+        *(f"missing:  {line_of(path)}" for path in sorted((modules | packages) - {*paths})),
+        *(f"surplus:  {path}" for path in sorted({*paths} - modules - packages)),
+        *(f"repeated: {path}" for path, count in Counter(paths).items() if count > 1),
+    ]
+    assert not faults, "\n".join(["the map in docs/architecture.md:", *faults])

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import os
-import re
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -21,6 +20,7 @@ from june.commands.messages import app
 from june.errors import ApiError, SettingsError
 from june.sections import PROJECT_ROOT, ApiSettings
 from tests.api_client import BERT, OWNER, STRANGER, Office, read_events
+from tests.documents import code_blocks, section
 from tests.program import running, write_settings
 from tests.telegram_server import ALICE, TelegramServer
 
@@ -48,11 +48,9 @@ async def message(office: Office, *arguments: str, text: str = "") -> Any:
 
 
 def shell_loop() -> str:
-    """The loop that the README shows."""
-    section = (PROJECT_ROOT / "README.md").read_text("utf-8").partition("## The owner's queue")[2]
-    found = re.search(r"^```sh\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
-    assert found is not None
-    return found[1]
+    """Return the loop that docs/api.md shows."""
+    (loop,) = code_blocks(section("docs/api.md", "From a shell"), "sh")
+    return loop
 
 
 def executable(file: Path, *lines: str) -> None:
@@ -60,7 +58,7 @@ def executable(file: Path, *lines: str) -> None:
     file.chmod(0o700)
 
 
-async def test_the_readmes_loop_answers_the_owner_and_asks_before_it_deploys(tmp_path: Path) -> None:
+async def test_the_documented_loop_answers_the_owner_and_asks_before_it_deploys(tmp_path: Path) -> None:
     executable(tmp_path / "june", f'exec "{sys.executable}" -m june "$@" --url "$ADDRESS"')
     executable(tmp_path / "agent", "tr a-z A-Z")
     async with TelegramServer() as server:
