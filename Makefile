@@ -34,9 +34,9 @@ test-pythons: $(OTHER_PYTHONS:%=test-python-%)
 # A command of that name may be a shim of pyenv's that runs nothing, so it is tried.
 test-python-%: models $(VENV)/wheels
 	@python=$$(for each in python$* $$HOME/.pyenv/versions/$*.*/bin/python; do \
-		if "$$each" -c "import sys; assert sys.version.startswith('$*.')" 2>/dev/null; then echo "$$each"; break; fi; done); \
+		if "$$each" -c "import ensurepip, sys; assert sys.version.startswith('$*.')" 2>/dev/null; then echo "$$each"; break; fi; done); \
 	if [ -z "$$python" ]; then \
-		echo "june was not tried with Python $*: there is no python$* here, and none of pyenv's."; \
+		echo "june was not tried with Python $*: there is no python$* that can make environments, in PATH or of pyenv."; \
 	else \
 		echo "Trying june with Python $* ..." && \
 		env -u CMAKE_ARGS $(MAKE) --no-print-directory \
