@@ -1,5 +1,6 @@
 # The README's two commands are `make demo` and `make test`; everything else serves them.
 
+# Others can be chosen: make install VENV=.venv-3.12 PYTHON=python3.12
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -16,13 +17,32 @@ endif
 LLAMA_OVERRIDES := june/kernels/llama_overrides.avx512.kernel june/kernels/llama_overrides.avx2.kernel
 KERNELS := $(if $(filter x86_64,$(shell uname -m)),$(LLAMA_OVERRIDES) june/kernels/vits.kernel)
 
-.PHONY: demo test lint install install-dev models kernels lock clean
+.PHONY: demo test test-pythons lint install install-dev models kernels lock clean
 
 demo: models
 	@$(BIN)/python -m june ask june/bench/questions/sleep.ogg --out reply.ogg
 
 test: install-dev models
 	@$(BIN)/python -m pytest -m "not slow"
+
+# Tests of what differs between Pythons: the libraries' builds, and asyncio.
+OTHER_PYTHONS := 3.12 3.13
+TESTS_OF_PYTHONS := tests/test_audio.py tests/conversation tests/chat tests/commands/test_ask.py tests/commands/test_run.py
+
+test-pythons: $(OTHER_PYTHONS:%=test-python-%)
+
+# A command of that name may be a shim of pyenv's that runs nothing, so it is tried.
+test-python-%: models $(VENV)/wheels
+	@python=$$(for each in python$* $$HOME/.pyenv/versions/$*.*/bin/python; do \
+		if "$$each" -c "import ensurepip, sys; assert sys.version.startswith('$*.')" 2>/dev/null; then echo "$$each"; break; fi; done); \
+	if [ -z "$$python" ]; then \
+		echo "june was not tried with Python $*: there is no python$* that can make environments, in PATH or of pyenv."; \
+	else \
+		echo "Trying june with Python $* ..." && \
+		env -u CMAKE_ARGS $(MAKE) --no-print-directory \
+			VENV=.venv-$* PYTHON="$$python" WHEELS=$(VENV)/wheels .venv-$*/.installed-dev && \
+		.venv-$*/bin/python -m pytest -m "not slow" $(TESTS_OF_PYTHONS); \
+	fi
 
 lint: install-dev
 	@$(BIN)/ruff check .
@@ -60,10 +80,18 @@ $(VENV)/.installed-build: requirements/build.txt | $(BIN)/python
 	@$(PIP) --requirement requirements/build.txt
 	@touch $@
 
+# WHEELS names a folder with a wheel of llama.cpp that another environment compiled.
 $(VENV)/.installed: requirements/runtime.txt $(VENV)/.installed-build
-	@echo "Installing june's libraries; llama.cpp is compiled, which takes 4 to 8 minutes on two cores, once ..."
+	@$(if $(WHEELS),$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(WHEELS)/*.whl, \
+		echo "Installing june's libraries; llama.cpp is compiled, which takes 4 to 8 minutes on two cores, once ...")
 	@$(PIP) --no-build-isolation --requirement requirements/runtime.txt
 	@touch $@
+
+# The wheel is for every Python 3; pip's cache would give it to the Python only that compiled it.
+$(VENV)/wheels: $(VENV)/.installed
+	@rm -rf $@
+	@sed -n '/^llama-cpp-python==/,/[^\\]$$/p' requirements/runtime.txt >$(VENV)/llama.txt
+	@$(PIP:install=wheel) --no-deps --no-build-isolation --requirement $(VENV)/llama.txt --wheel-dir $@
 
 $(VENV)/.installed-dev: requirements/dev.txt $(VENV)/.installed
 	@echo "Installing what tests and linters need ..."
@@ -93,4 +121,4 @@ lock:
 	$(LOCK) pyproject.toml --extra piper --extra bench --group dev --constraint requirements/runtime.txt --output-file requirements/dev.txt
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(OTHER_PYTHONS:%=.venv-%)

@@ -2,7 +2,7 @@
 
 import re
 
-from june.settings import PROJECT_ROOT
+from june.sections import PROJECT_ROOT
 
 
 def section(page: str, heading: str) -> str:

@@ -12,7 +12,8 @@ from pydantic import BaseModel
 from typer.main import get_command
 
 from june.__main__ import app
-from june.settings import PROJECT_ROOT, Settings
+from june.sections import PROJECT_ROOT
+from june.settings import Settings
 from tests.documents import code_blocks, section
 
 PAGES = sorted(
