@@ -59,6 +59,14 @@ SENTENCES = {
 }
 """What the person in the chat is told, by error code."""
 
+OTHERS_REASONS = {
+    "audio_empty", "audio_too_large", "audio_too_large_for_app", "audio_too_long", "audio_too_short",
+    "audio_unreadable", "audio_unsupported", "bad_grammar", "busy", "context_overflow", "download_failed",
+    "model_unavailable", "nothing_heard", "nothing_to_say",
+}  # fmt: skip
+"""Codes of failures that lie in what june was sent, in a chat app, in the load, or in a model that the owner
+unloaded: the same june answers the next turn."""
+
 
 class JuneError(Exception):
     """Any failure that june explains in one sentence."""
@@ -153,6 +161,11 @@ class StageError(JuneError):
     def sentence(self) -> str:
         """What the person in the chat is told."""
         return SENTENCES[self.code]
+
+    @property
+    def is_own(self) -> bool:
+        """Whether june itself is the reason."""
+        return self.code not in OTHERS_REASONS
 
 
 class ModelLoadError(StageError):

@@ -13,6 +13,7 @@ from aiohttp import ClientSession, ClientTimeout
 from june.api.server import serving
 from june.api.services import Services
 from june.chat.addresses import AddressBook
+from june.conversation.failing import FailingStage, TurnRecord
 from june.conversation.leases import Leases
 from june.messages import ModelDescription
 from june.sections import AccessSettings, ApiSettings, QueueSettings
@@ -97,6 +98,7 @@ class Office:
     app: FakeAdapter = field(default_factory=FakeAdapter)
     models: tuple[ModelDescription, ...] = ()
     is_ready: bool = False
+    record: TurnRecord = field(default_factory=TurnRecord)
     wakes: int = 0
 
     async def __aenter__(self) -> Self:
@@ -115,6 +117,7 @@ class Office:
             on_outbox=self._wake,
             models=lambda: self.models,
             is_ready=lambda: self.is_ready,
+            failing_stages=self._failing,
         )
         self.port = await self._stack.enter_async_context(serving(self.api, self.services))
         token = self.api.token.get_secret_value()
@@ -126,6 +129,9 @@ class Office:
 
     def _wake(self) -> None:
         self.wakes += 1
+
+    def _failing(self) -> list[FailingStage]:
+        return self.record.failing()
 
     async def expire(self) -> int:
         """End what has run out."""

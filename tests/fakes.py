@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from june.chat import AdapterHealth, CommandInfo, Intake
-from june.errors import DeliveryError, GenerationError, StageError
+from june.errors import DeliveryError, GenerationError
 from june.messages import (
     ChatRequest,
     Delivered,
@@ -35,7 +35,7 @@ class FakeModel:
 
     device: Device = "cpu"
     hangs: bool = False
-    error: StageError | None = None
+    error: Exception | None = None
     called: asyncio.Event = field(default_factory=asyncio.Event)
     finished: asyncio.Event = field(default_factory=asyncio.Event)
     calls_running: int = 0

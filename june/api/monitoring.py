@@ -11,7 +11,9 @@ import yaml
 from aiohttp import web
 
 from june import __version__
+from june.api.requests import timestamp
 from june.api.services import Services
+from june.conversation.failing import FailingStage
 from june.errors import StageError, StoreError
 from june.store import Waiting
 from june.telemetry import exposition
@@ -42,10 +44,12 @@ class Monitoring:
     async def _health(self, _: web.Request) -> web.Response:
         adapters = {name: adapter.health() for name, adapter in self._services.adapters.items()}
         waiting, lag_s = await asyncio.gather(self._waiting(), _loop_lag_s())
+        failing = self._services.failing_stages()
         is_well = (
             all(health.state != "down" for health in adapters.values())
             and waiting is not None
             and lag_s < MAX_LOOP_LAG_S
+            and not failing
         )
         body: dict[str, Any] = {
             "status": "ok" if is_well else "failing",
@@ -55,6 +59,7 @@ class Monitoring:
                 {"name": model.name, "backend": model.backend, "device": model.device}
                 for model in self._services.models()
             ],
+            "failing_stages": [_failing_json(each) for each in failing],
             "store": "failing" if waiting is None else "ok",
             "loop_lag_s": round(lag_s, 4),
             "queue": None if waiting is None else asdict(waiting),
@@ -80,6 +85,15 @@ class Monitoring:
                 return await self._services.store.history.waiting()
         except (StoreError, StageError, TimeoutError):
             return None
+
+
+def _failing_json(failing: FailingStage) -> dict[str, Any]:
+    return {
+        "stage": failing.stage,
+        "error": failing.code,
+        "failures": failing.failures,
+        "since": timestamp(failing.since_s),
+    }
 
 
 async def _loop_lag_s() -> float:

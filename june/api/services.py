@@ -10,6 +10,7 @@ from aiohttp import web
 from june.api.requests import timestamp
 from june.chat import Adapter
 from june.chat.addresses import AddressBook
+from june.conversation.failing import FailingStage
 from june.llm.switching import SwitchableModel
 from june.messages import ModelDescription, Platform
 from june.sections import QueueSettings
@@ -28,6 +29,7 @@ class Services:
         is_ready: whether all models are warm, and none is unloaded since.
         llm: the language model; None before it is warm.
         present_llms: names of the language models whose files are here.
+        failing_stages: what keeps june from answering at the moment.
         closing: set when june ends: whoever waits for something is answered then.
     """
 
@@ -41,6 +43,7 @@ class Services:
     is_ready: Callable[[], bool] = lambda: False
     llm: Callable[[], SwitchableModel | None] = lambda: None
     present_llms: Callable[[], Sequence[str]] = tuple
+    failing_stages: Callable[[], Sequence[FailingStage]] = tuple
     closing: asyncio.Event = field(default_factory=asyncio.Event)
 
 

@@ -205,6 +205,7 @@ class June:
             is_ready=lambda: self._answering is not None and self._answering.models.llm.is_loaded,
             llm=lambda: self._answering.models.llm if self._answering is not None else None,
             present_llms=partial(present_llms, self._settings),
+            failing_stages=lambda: self._answering.record.failing() if self._answering is not None else (),
         )
 
     def _descriptions(self) -> Sequence[ModelDescription]:

@@ -10,6 +10,7 @@ from june.chat import Adapter
 from june.chat.apps import ChatApps
 from june.conversation.apps import Addresses
 from june.conversation.dispatch import Dispatcher
+from june.conversation.failing import TurnRecord
 from june.conversation.reply import CommandRunner, Desk
 from june.conversation.speaking import Speaker
 from june.lineup import Models, open_models, open_pipeline, pull_models
@@ -27,11 +28,13 @@ class Answering:
         models: the three models, warm.
         dispatcher: answers messages in their order.
         speaker: speaks what programs send.
+        record: what became of the newest turns.
     """
 
     models: Models
     dispatcher: Dispatcher
     speaker: Speaker
+    record: TurnRecord
 
     async def run(self) -> None:
         """Answer and speak, until cancelled.
@@ -74,7 +77,8 @@ async def open_answering(
     async with open_models(settings) as models, open_pipeline(settings, models) as pipeline:
         apps = ChatApps(store, adapters, max_bytes=settings.audio.max_bytes)
         desk = Desk(settings, store, pipeline, apps, addresses, run_command, wake_delivery)
-        answering = Answering(models, Dispatcher(desk), Speaker(store, pipeline.voicer, wake_delivery))
+        speaker = Speaker(store, pipeline.voicer, wake_delivery)
+        answering = Answering(models, Dispatcher(desk), speaker, desk.record)
         try:
             yield answering
         finally:

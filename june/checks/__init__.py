@@ -8,7 +8,7 @@ from typing import Literal
 class Finding:
     """One line: what was looked at, how it is, and what helps if it is not well.
 
-    "failed" is kept for what june cannot start with.
+    "failed" is kept for what june cannot start with, or cannot answer with.
     """
 
     name: str

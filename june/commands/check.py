@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from june.checks import Finding, machine, models, network
+from june.checks import Finding, machine, models, network, turn
 from june.errors import JuneError
 from june.settings import load_settings
 
@@ -20,11 +20,12 @@ MARKS = {"ok": "[green]ok[/]     ", "warning": "[yellow]warning[/]", "failed": "
 def check(
     *,
     online: Annotated[bool, typer.Option("--online", help="Ask the chat apps and endpoints, too.")] = False,
+    with_turn: Annotated[bool, typer.Option("--turn", help="Answer a recorded question, too.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     settings_file: Annotated[Path | None, typer.Option("--settings", help="Settings file.")] = None,
 ) -> None:
-    """Look at everything june needs to start; exit status 1 if it could not."""
-    findings = list(_findings(settings_file, online=online))
+    """Look at everything june needs to start; exit status 1 if it could not, or could not answer."""
+    findings = list(_findings(settings_file, online=online, with_turn=with_turn))
     can_start = all(finding.status != "failed" for finding in findings)
     if as_json:
         print(json.dumps({"can_start": can_start, "findings": [asdict(each) for each in findings]}))
@@ -34,7 +35,7 @@ def check(
         raise typer.Exit(1)
 
 
-def _findings(settings_file: Path | None, *, online: bool) -> Iterator[Finding]:
+def _findings(settings_file: Path | None, *, online: bool, with_turn: bool) -> Iterator[Finding]:
     in_container, container = machine.container()
     yield machine.python()
     yield machine.libraries()
@@ -66,6 +67,8 @@ def _findings(settings_file: Path | None, *, online: bool) -> Iterator[Finding]:
     yield from network.ports(settings)
     if online:
         yield from network.online(settings)
+    if with_turn and chosen is not None:
+        yield from turn.answered(settings)
 
 
 def _print(findings: list[Finding]) -> None:

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Protocol
 
+from june.conversation.failing import naming_stage
 from june.errors import Stage, StageError
 from june.messages import ModelDescription
 from june.telemetry import Facts, stage
@@ -33,9 +34,9 @@ async def limited(
         facts: what is known of it already.
 
     Raises:
-        StageError: the block took longer than its limit.
+        StageError: the block took longer than its limit, or failed unexpectedly.
     """
-    with stage(name, timings_s, **facts) as known:
+    with naming_stage(name), stage(name, timings_s, **facts) as known:
         try:
             async with asyncio.timeout(limit_s):
                 yield known

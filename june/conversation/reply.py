@@ -6,11 +6,12 @@ step is committed: a turn that is repeated after a crash hears and writes nothin
 
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from june.conversation.addressing import is_stop, names_june
 from june.conversation.apps import Addresses, ChatApps, Preview
+from june.conversation.failing import TURN, TurnRecord, naming_stage
 from june.conversation.listening import Heard
 from june.conversation.memory import fit, newer_half
 from june.conversation.turn import AlreadyWritten, ToWrite, TurnRequest, TurnResult, VoicePipeline, Written
@@ -48,6 +49,7 @@ class Desk:
         addresses: where the owner is reached.
         run_command: what becomes of a command.
         on_outbox: called when there is something to send.
+        record: what became of the newest turns.
     """
 
     settings: Settings
@@ -57,6 +59,7 @@ class Desk:
     addresses: Addresses
     run_command: CommandRunner
     on_outbox: Callable[[], None]
+    record: TurnRecord = field(default_factory=TurnRecord)
 
     async def hear(self, received: Received) -> Heard:
         """What a message's recording says; it is kept, and heard once only.
@@ -82,7 +85,8 @@ class Desk:
         return transcript, await self.pipeline.listener.record(recording)
 
     async def _download(self, received: Received, timings_s: dict[str, float]) -> bytes:
-        with stage("download", timings_s, platform=received.message.platform) as facts:
+        platform = received.message.platform
+        with naming_stage("download"), stage("download", timings_s, platform=platform) as facts:
             recording = await self._fetch(received.message)
             facts["audio_bytes"] = len(recording)
             return recording
@@ -98,6 +102,7 @@ class Desk:
     async def _hear(self, received: Received, recording: bytes) -> Heard:
         preferences = await self.store.conversations.preferences(received.message.chat)
         heard = await self.pipeline.listener.hear(recording, preferences.language)
+        self.record.passed(("download", *heard.timings_s))
         await self.store.inbox.note_transcript(received.id, heard.transcript)
         return heard
 
@@ -134,13 +139,16 @@ class Reply:
                 await self._run_command()
             else:
                 await self._answer()
+            self._desk.record.passed((TURN,))
         except StageError as error:
+            self._desk.record.refused(error)
             count_error(error.stage, error.code)
             log.warning("turn.refused", stage=error.stage, code=error.code, detail=str(error))
             await self._give_up(error.code, error.sentence)
         except StoreError:
             raise
         except Exception as error:  # the turn's boundary: one message never ends june
+            self._desk.record.failed(TURN, "internal")
             count_error("turn", type(error).__name__)
             log.error("turn.failed", type=type(error).__name__, where=where(error))
             await self._give_up("internal", SENTENCES["internal"])
@@ -196,6 +204,7 @@ class Reply:
                 return
             result = await self._turn(heard, preferences)
             self.timings_s = result.timings_s
+            self._note(result)
             await self._finish(
                 self._rest(result),
                 result.outcome,
@@ -203,6 +212,14 @@ class Reply:
                 timings_s=result.timings_s,
                 usage=result.usage,
             )
+
+    def _note(self, result: TurnResult) -> None:
+        """Note which stages the turn passed, and where its speech failed."""
+        error = result.speech_error
+        failed = error.stage if error is not None else ""
+        self._desk.record.passed(name for name in result.timings_s if name != failed)
+        if error is not None:
+            self._desk.record.refused(error)
 
     def _for_the_queue(self, transcript: Transcript) -> str | None:
         """What an owner said behind the queue's word; None: the word was not said."""

@@ -244,6 +244,14 @@ async def test_apps_and_models_are_shown_as_they_are(browser: Browser, office: O
             await expect(health).to_contain_text(f"{model.name} · {model.backend} on cpu")
 
 
+async def test_a_stage_that_fails_is_shown(browser: Browser, office: Office) -> None:
+    for _ in range(3):
+        office.record.failed("tts", "tts_failed")
+    async with desk(browser, office) as visit:
+        health = visit.page.get_by_role("region", name="Health")
+        await expect(health).to_contain_text("ttsfails: tts_failed, 3 times")
+
+
 async def test_an_answer_from_the_keyboard_reaches_the_chat(browser: Browser, tmp_path: Path) -> None:
     async with TelegramServer() as server:
         file = write_settings(

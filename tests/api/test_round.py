@@ -73,6 +73,23 @@ async def test_curl_does_the_whole_round_while_the_models_are_loading(tmp_path: 
         assert "Nothing" not in june.output
 
 
+async def test_health_fails_while_june_answers_nobody(tmp_path: Path) -> None:
+    async with TelegramServer() as server:
+        file = settings_of(tmp_path, server, llm={"timeout_s": 0.001})
+        async with running(file) as june:
+            async with talking_to(await port_of(june)) as client:
+                await june.logged("june.ready")
+                assert (await client.get("/health")).status == 200
+                for count in range(1, 4):
+                    server.push(f"Question {count}")
+                    await june.logged("turn.refused", count=count)
+                failing = await client.get("/health")
+            assert await june.terminate() == 0
+    assert (failing.status, failing.body["status"]) == (503, "failing")
+    (stage,) = failing.body["failing_stages"]
+    assert (stage["stage"], stage["error"], stage["failures"]) == ("llm", "timeout", 3)
+
+
 async def test_a_program_asks_and_hears_and_people_are_forwarded_with_the_real_models(
     tmp_path: Path, settings: Settings, stt: FasterWhisper, questions: tuple[Question, ...]
 ) -> None:

@@ -80,6 +80,48 @@ def test_on_this_machine_june_can_start(settings_file: Path) -> None:
     assert child.stderr == ""
 
 
+def checked_turn(settings_file: Path) -> tuple[int, dict[str, Any]]:
+    """Exit status, and what was found of a turn by its stage."""
+    child = subprocess.run(
+        [sys.executable, "-m", "june", "check", "--turn", "--json", "--settings", settings_file],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=PROJECT_ROOT,
+    )
+    assert child.stderr == ""
+    told = json.loads(child.stdout)
+    found = {each["name"].partition("turn, ")[2]: each for each in told["findings"]}
+    assert told["can_start"] is (child.returncode == 0)
+    return child.returncode, {stage: each for stage, each in found.items() if stage}
+
+
+def test_a_turn_is_tried_stage_by_stage(settings_file: Path) -> None:
+    status, found = checked_turn(settings_file)
+    assert status == 0
+    assert list(found) == ["decode", "stt", "llm", "tts", "encode"]
+    assert {each["status"] for each in found.values()} == {"ok"}
+    assert "hours of sleep" in found["stt"]["found"]
+
+
+def test_a_turn_that_fails_is_told_with_its_stage(tmp_path: Path) -> None:
+    status, found = checked_turn(write_settings(tmp_path, llm={"timeout_s": 0.001}))
+    assert status == 1
+    assert {stage: each["status"] for stage, each in found.items()} == {
+        "decode": "ok",
+        "stt": "ok",
+        "llm": "failed",
+    }
+    assert "0.001 s" in found["llm"]["found"]
+    assert "models pull" in found["llm"]["remedy"]
+
+
+def test_a_recording_that_is_refused_fails_the_turn(tmp_path: Path) -> None:
+    status, found = checked_turn(write_settings(tmp_path, audio={"max_bytes": 1000}))
+    assert status == 1
+    assert {stage: each["status"] for stage, each in found.items()} == {"decode": "failed"}
+
+
 def test_each_line_is_one_finding_with_its_status(settings_file: Path) -> None:
     status, found = findings("--settings", settings_file)
     assert status == 0

@@ -32,6 +32,7 @@ class FakeApps:
     audio: bytes
     preview_id: str = ""
     failure: DeliveryError | None = None
+    working_failure: Exception | None = None
     downloads: int = 0
     shown: list[str] = field(default_factory=list)
     working_in: list[tuple[str, str]] = field(default_factory=list)
@@ -53,6 +54,8 @@ class FakeApps:
     ) -> AbstractAsyncContextManager[None]:
         """See the Protocol."""
         self.working_in.append((message.chat, doing))
+        if self.working_failure is not None:
+            raise self.working_failure
         return nullcontext()
 
     def literal(self, text: str) -> str:
@@ -103,7 +106,7 @@ class House:
         self.outbox_changed = asyncio.Event()
         self.pipeline = create_pipeline(settings, self.stt, self.llm, self.tts, cores=2)
         self.addresses = FakeAddresses()
-        desk = Desk(
+        self.desk = Desk(
             settings,
             store,
             self.pipeline,
@@ -112,7 +115,7 @@ class House:
             self.run_command,
             self.outbox_changed.set,
         )
-        self.dispatcher = Dispatcher(desk)
+        self.dispatcher = Dispatcher(self.desk)
         self.running = asyncio.create_task(self.dispatcher.run())
 
     async def run_command(self, received: Received) -> str:

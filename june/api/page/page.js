@@ -242,6 +242,10 @@ function drawHealth(found) {
     fact("store", found.store === "ok" ? "well" : "does not answer", found.store === "ok" ? "up" : "down"),
     fact("event loop", `${Math.round(found.loop_lag_s * 1000)} ms late`, found.loop_lag_s < 1 ? "up" : "down"),
   ];
+  for (const { stage, error, failures, since } of found.failing_stages) {
+    const passed = age((Date.now() - new Date(since)) / 1000);
+    numbers.push(fact(stage, `fails: ${error}, ${failures} times in ${passed}`, "down"));
+  }
   if (found.queue?.new) numbers.push(fact("oldest waiting", age(found.queue.oldest_new_s)));
   if (found.queue?.unsent) numbers.push(fact("to be sent", String(found.queue.unsent)));
   numbers.push(fact("version", found.version));
