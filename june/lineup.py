@@ -2,9 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
 
@@ -14,17 +14,23 @@ from june.conversation.listening import Listener
 from june.conversation.turn import VoicePipeline
 from june.conversation.voicing import Voicer
 from june.conversation.writing import Writer
-from june.errors import ModelFileError
+from june.errors import ModelLoadError
 from june.llm import ChatModel
 from june.llm.switching import SwitchableModel
-from june.models import Catalogue, Choice, Model, choose_preset, is_present, load_catalogue, require
+from june.models import Catalogue, Choice, LocalModel, Model, choose_preset, is_present, load_catalogue
+from june.models.catalogue import Role
+from june.models.files import require_logged
+from june.models.references import find
+from june.sections import LlmSettings
 from june.settings import Settings
 from june.stt import SpeechToText
 from june.telemetry import log, model_loaded
 from june.tts import TextToSpeech
-from june.workers import ModelThread
+from june.workers import ModelThread, StopFlag, run_aside
 
 AnyModel = SpeechToText | ChatModel | TextToSpeech
+
+ROLES: tuple[Role, ...] = ("stt", "llm", "tts")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,18 +44,26 @@ class Models:
 
 @dataclass(frozen=True, slots=True)
 class ChosenModels:
-    """The catalogue's entries for this machine and these settings, and why."""
+    """The models for this machine and these settings, and why.
 
-    stt: Model
-    llm: Model
-    tts: Model
+    Attributes:
+        voices: the voices of other languages, by what `tts.voices` calls them.
+    """
+
+    stt: LocalModel
+    llm: LocalModel
+    tts: LocalModel
     reason: str
-    voices: tuple[Model, ...] = ()
-    """Voices of other languages, by `tts.voices`."""
+    voices: Mapping[str, LocalModel] = field(default_factory=dict)
+
+    @property
+    def all(self) -> tuple[LocalModel, ...]:
+        """Each of them."""
+        return (self.stt, self.llm, self.tts, *self.voices.values())
 
 
 def choose_set(settings: Settings, catalogue: Catalogue, preset: Literal["auto", "starter", "gpu"]) -> Choice:
-    """The preset's models for this machine.
+    """Return the preset's models for this machine; asks the GPU's driver, so never on the event loop.
 
     Raises:
         ModelLoadError: the preset "gpu" is demanded and does not fit.
@@ -70,33 +84,49 @@ def choose_set(settings: Settings, catalogue: Catalogue, preset: Literal["auto",
 
 
 def choose_models(settings: Settings) -> ChosenModels:
-    """The models that the settings name, and the preset's where they name none.
+    """Return the models that the settings name, and the preset's where they name none.
+
+    It blocks like `choose_set`.
 
     Raises:
         ModelFileError: a name is not in the catalogue, or names a model of another role.
         ModelLoadError: the preset "gpu" is demanded and does not fit.
     """
-    catalogue = load_catalogue()
+    catalogue, directory = load_catalogue(), settings.models.directory
     choice = choose_set(settings, catalogue, settings.models.preset)
-    chosen = {}
-    for role in ("stt", "llm", "tts"):
-        named = getattr(settings, role).model
-        chosen[role] = _find(catalogue, f"{role}.model", named or getattr(choice, role), role)
-    others = settings.tts.voices.items()
-    voices = [_find(catalogue, f"tts.voices.{language}", name, "tts") for language, name in others]
-    return ChosenModels(chosen["stt"], chosen["llm"], chosen["tts"], choice.reason, tuple(voices))
+    stt, llm, tts = (
+        find(
+            f"{role}.model",
+            getattr(settings, role).model or getattr(choice, role),
+            role,
+            catalogue,
+            directory,
+        )
+        for role in ROLES
+    )
+    voices = {
+        voice: find(f"tts.voices.{language}", voice, "tts", catalogue, directory)
+        for language, voice in settings.tts.voices.items()
+    }
+    return ChosenModels(stt, llm, tts, choice.reason, voices)
 
 
-def _find(catalogue: Catalogue, key: str, name: str, role: str) -> Model:
-    if name not in catalogue:
-        raise ModelFileError(f"{key}: {name!r} is not in the catalogue; see python -m june models list.")
-    if catalogue[name].role != role:
-        raise ModelFileError(f"{key}: {name} is a model for {catalogue[name].role}, not for {role}.")
-    return catalogue[name]
+def require_context(model: Model, settings: LlmSettings) -> None:
+    """Return if the model was trained for as long a context as `llm.context_tokens` asks for.
+
+    Raises:
+        ModelLoadError: it was not; what it wrote beyond would be noise.
+    """
+    most = model.context_tokens_max
+    if most is not None and settings.context_tokens > most:
+        raise ModelLoadError(
+            f"{model.name} was trained for {most:,} tokens of context, and llm.context_tokens is "
+            f"{settings.context_tokens:,}: set it to {most} or less, or choose another model."
+        )
 
 
 async def pull_models(settings: Settings) -> None:
-    """Returns when the chosen models are here, downloading those that are missing.
+    """Return when the chosen models are here, downloading those that are missing.
 
     Raises:
         ModelFileError: one cannot be had.
@@ -104,37 +134,55 @@ async def pull_models(settings: Settings) -> None:
     """
     from june.models import pull  # noqa: PLC0415 - its HTTP client costs every start 0.1 s
 
-    chosen = choose_models(settings)
-    models = (chosen.stt, chosen.llm, chosen.tts, *chosen.voices)
+    chosen = await run_aside(lambda _: choose_models(settings))
     token = settings.models.hugging_face_token.get_secret_value()
-    await pull.pull_logged(models, settings.models.directory, token=token)
+    await pull.pull_logged([model.entry for model in chosen.all], settings.models.directory, token=token)
 
 
 def present_llms(settings: Settings) -> list[str]:
-    """Names of the language models whose files are here."""
+    """Return the names of the language models whose files are here."""
     directory = settings.models.directory
     models = load_catalogue().values()
-    return [model.name for model in models if model.role == "llm" and is_present(model, directory)]
+    return [
+        model.name for model in models if model.role == "llm" and is_present(model, model.folder(directory))
+    ]
 
 
 async def _create_llm(settings: Settings, name: str) -> ChatModel:
-    """The language model of that name, not yet loaded.
+    """Return the language model of that name, not yet loaded.
 
     Raises:
         ModelFileError: it is not in the catalogue, or its file is missing or wrong.
+        ModelLoadError: it does not hold as long a context as is set.
     """
-    model = _find(load_catalogue(), "llm.model", name, "llm")
-    reading = ModelThread("load")  # a file that was not verified before is read whole
-    try:
-        path = await reading.run(lambda _: require(model, settings.models.directory))
-    finally:
-        await reading.close()
-    return llm.create(settings.llm, model, path)
+
+    def found(stop: StopFlag) -> LocalModel:
+        model = find("llm.model", name, "llm", load_catalogue(), settings.models.directory)
+        require_context(model.entry, settings.llm)
+        require_logged(stop, model.entry, model.folder)
+        return model
+
+    model = await run_aside(found)
+    return llm.create(settings.llm, model.entry, model.path)
+
+
+def _require_models(stop: StopFlag, settings: Settings) -> ChosenModels:
+    """Return the chosen models, after all their files were found right; hashes those that are new or changed.
+
+    Raises:
+        ModelFileError: a file is missing or wrong, or june was asked to stop.
+        ModelLoadError: a model does not suit this machine or these settings.
+    """
+    chosen = choose_models(settings)
+    require_context(chosen.llm.entry, settings.llm)
+    for model in chosen.all:
+        require_logged(stop, model.entry, model.folder)
+    return chosen
 
 
 @asynccontextmanager
 async def open_models(settings: Settings) -> AsyncIterator[Models]:
-    """The three models, loaded side by side and warmed; freed at the end.
+    """Yield the three models, loaded side by side and warmed; they are freed at the end.
 
     Raises:
         ModelFileError: a model's file is missing or wrong.
@@ -142,19 +190,16 @@ async def open_models(settings: Settings) -> AsyncIterator[Models]:
     """
     begin = time.perf_counter()
     hardware.share_malloc_arenas()
-    chosen = choose_models(settings)
-    directory = settings.models.directory
-    paths = {model.role: require(model, directory) for model in (chosen.stt, chosen.llm, chosen.tts)}
-    voices = {voice.name: require(voice, directory) for voice in chosen.voices}
+    chosen = await run_aside(_require_models, settings)
     async with AsyncExitStack() as stack:
         models = Models(
-            stt.create(settings.stt, chosen.stt, paths["stt"]),
+            stt.create(settings.stt, chosen.stt),
             SwitchableModel(
                 partial(_create_llm, settings),
                 chosen.llm.name,
-                llm.create(settings.llm, chosen.llm, paths["llm"]),
+                llm.create(settings.llm, chosen.llm.entry, chosen.llm.path),
             ),
-            tts.create(settings.tts, chosen.tts, paths["tts"], voices),
+            tts.create(settings.tts, chosen.tts, chosen.voices),
         )
         roles: dict[str, AnyModel] = {"stt": models.stt, "llm": models.llm, "tts": models.tts}
         for role, model in roles.items():

@@ -8,8 +8,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, SecretStr
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, SecretStr
 from pydantic_core import PydanticCustomError
+
+from june.languages import language_code
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 """Where `settings.toml` and `models/` stand: the checkout, or the container's work directory."""
@@ -27,6 +29,28 @@ OptionalPath = Annotated[
     Path | Literal[""], PlainValidator(lambda value: "" if value == "" else _expand(value))
 ]
 """Plain, since the union takes JSON's "" for the path ".", which is the working folder."""
+
+
+def _language(tag: str) -> str:
+    try:
+        return language_code(tag) if tag else ""
+    except ValueError:
+        raise PydanticCustomError("language", "Input should be a language code such as de or pt-BR") from None
+
+
+def _by_language(voices: dict[str, str]) -> dict[str, str]:
+    by_language = {_language(tag): voice for tag, voice in voices.items()}
+    if "" in by_language or "" in by_language.values():
+        raise PydanticCustomError("voices", "Input should be a voice for each language code, such as de")
+    if len(by_language) < len(voices):
+        raise PydanticCustomError(
+            "voices", "Input should be one voice for each language, whatever its region"
+        )
+    return by_language
+
+
+Language = Annotated[str, AfterValidator(_language)]
+Voices = Annotated[dict[str, str], AfterValidator(_by_language)]
 Seconds = Annotated[float, Field(gt=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 
@@ -82,8 +106,8 @@ class SttSettings(Section):
     """Arithmetic of the weights; "auto": int8 on the CPU, float16 on a GPU."""
     threads: int = Field(default=0, ge=0, le=1024)
     """CPU threads; 0: as many as the model's size makes use of, at most one for each core."""
-    language: str = Field(default="", pattern=r"^([a-z]{2,3})?$")
-    """ISO 639-1 code of the language spoken, such as "en"; empty: heard from the recording."""
+    language: Language = ""
+    """Code of the language spoken, such as "en" or "en-GB"; empty: heard from the recording."""
     beam_size: int = Field(default=1, ge=1, le=16)
     """Hypotheses kept while decoding; 1 is greedy and fastest."""
     window: Literal["auto"] | Annotated[float, Field(ge=5, le=30)] = "auto"
@@ -188,7 +212,7 @@ class TtsSettings(Section):
     """Speaking rate; 2 is twice as fast."""
     sentence_pause_s: float = Field(default=0.3, ge=0, le=5)
     """Pause between two sentences, in seconds."""
-    voices: dict[str, str] = {}
+    voices: Voices = {}
     """Voice by the language spoken, such as {de = "de_DE-thorsten-medium"}; others: the model above."""
     timeout_s: Seconds = 30.0
     """Time limit of one sentence, in seconds."""

@@ -7,7 +7,7 @@ import pytest
 
 from june.bench.voice import Question, load_questions
 from june.llm.llama_cpp import LlamaCpp
-from june.models import STARTER, load_catalogue, require
+from june.models import STARTER, LocalModel, load_catalogue, require
 from june.sections import PROJECT_ROOT, LlmSettings, ModelsSettings
 from june.settings import Settings
 from june.stt.faster_whisper import FasterWhisper
@@ -37,13 +37,16 @@ def punctual() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def model_paths(settings: Settings) -> dict[str, Path]:
     """What each engine loads, by the model's name."""
-    return {name: require(CATALOGUE[name], settings.models.directory) for name in STARTER}
+    directory = settings.models.directory
+    for name in STARTER:
+        require(CATALOGUE[name], CATALOGUE[name].folder(directory))
+    return {name: CATALOGUE[name].path(directory) for name in STARTER}
 
 
 @pytest.fixture(scope="session")
 async def stt(settings: Settings, model_paths: dict[str, Path]) -> AsyncIterator[FasterWhisper]:
     """Whisper tiny.en."""
-    whisper = FasterWhisper(settings.stt, CATALOGUE[STT], model_paths[STT])
+    whisper = FasterWhisper(settings.stt, LocalModel(CATALOGUE[STT], model_paths[STT]))
     await whisper.load()
     await whisper.warm_up()
     yield whisper
@@ -63,7 +66,7 @@ async def llm(settings: Settings, model_paths: dict[str, Path]) -> AsyncIterator
 @pytest.fixture(scope="session")
 async def tts(settings: Settings, model_paths: dict[str, Path]) -> AsyncIterator[Piper]:
     """The voice Joe."""
-    voice = Piper(settings.tts, CATALOGUE[TTS], model_paths[TTS])
+    voice = Piper(settings.tts, LocalModel(CATALOGUE[TTS], model_paths[TTS]))
     await voice.load()
     await voice.warm_up()
     yield voice

@@ -149,6 +149,12 @@ def test_a_relative_models_directory_is_relative_to_the_settings_file(
         assert load(text).models.directory == expected
 
 
+def test_a_language_may_have_its_region(load: Load) -> None:
+    settings = load("[stt]\nlanguage = 'en-GB'\n[tts]\nvoices = {de-DE = 'v', PT_br = 'w', zh-Hant = 'x'}")
+    assert settings.stt.language == "en"
+    assert settings.tts.voices == {"de": "v", "pt": "w", "zh": "x"}
+
+
 @pytest.mark.parametrize("state_dir", ["", Path("/var/lib/june/states")])
 def test_a_folder_that_may_be_none_is_the_same_after_json(state_dir: Path | Literal[""]) -> None:
     settings = LlmSettings(state_dir=state_dir)
@@ -209,7 +215,14 @@ def test_a_variable_is_read_as_the_type_of_its_key(
         ("[stt]\nwindow = 3", "stt.window: expected 'auto' or greater than or equal to 5."),
         ("[stt]\nwindow = '30'", "stt.window: expected 'auto' or a valid number."),
         ("[stt]\nwindow = true", "stt.window: expected 'auto' or a valid number."),
-        ("[stt]\nlanguage = 'English'", "stt.language: expected text of the pattern '^([a-z]{2,3})?$'."),
+        ("[stt]\nlanguage = 'English'", "stt.language: expected a language code such as de or pt-BR."),
+        ("[stt]\nlanguage = 'xx'", "stt.language: expected a language code such as de or pt-BR."),
+        ("[tts]\nvoices = {german = 'v'}", "tts.voices: expected a language code such as de or pt-BR."),
+        ("[tts]\nvoices = {de = ''}", "tts.voices: expected a voice for each language code, such as de."),
+        (
+            "[tts]\nvoices = {de-DE = 'v', de-AT = 'w'}",
+            "tts.voices: expected one voice for each language, whatever its region.",
+        ),
         ("[stt]\ntimeout_s = nan", "stt.timeout_s: expected a finite number."),
         ("[reply]\noverlap = 1", "reply.overlap: expected 'auto' or a valid boolean."),
         ("[models]\npreset = 'cpu'", "models.preset: expected 'auto', 'starter' or 'gpu'."),

@@ -12,7 +12,7 @@ from june.errors import ModelLoadError
 from june.hardware import Gpu
 from june.messages import Platform
 from june.store import Store
-from june.workers import ModelThread
+from june.workers import run_aside
 
 DAYS = 30
 
@@ -65,10 +65,7 @@ class Reporter:
 
 async def _find_gpus() -> tuple[tuple[Gpu, ...], str]:
     """Return the GPUs, and the problem that kept them from being found ("" for none)."""
-    asking = ModelThread("load")  # a driver may take its time
     try:
-        return await asking.run(lambda _: hardware.find_gpus()), ""
+        return await run_aside(lambda _: hardware.find_gpus()), ""
     except ModelLoadError as error:
         return (), str(error)
-    finally:
-        await asking.close()

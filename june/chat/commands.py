@@ -1,6 +1,5 @@
 """What the commands do, such as /voice, and what they answer."""
 
-import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Literal
@@ -10,6 +9,7 @@ from pydantic import TypeAdapter
 from june.chat import CommandInfo
 from june.chat.formatting import escape
 from june.chat.intake import Gate, new_pairing_code
+from june.languages import language_code
 from june.sections import AccessSettings, Person, ReplySettings, SttSettings
 from june.store import Received, Store
 
@@ -43,7 +43,6 @@ MODE_SENTENCES: dict[Mode, str] = {
 }
 
 PERSON: TypeAdapter[str] = TypeAdapter(Person)
-LANGUAGE = re.compile("[a-z]{2,3}")
 
 
 class Commands:
@@ -144,10 +143,14 @@ class Commands:
     async def _language(self, received: Received, arguments: Sequence[str]) -> str:
         chat = received.message.chat
         preferences = await self._store.conversations.preferences(chat)
+        if len(arguments) > 1:
+            return _expected("language")
         if arguments:
-            if len(arguments) > 1 or not (arguments[0] == "auto" or LANGUAGE.fullmatch(arguments[0])):
+            try:
+                spoken = "" if arguments[0] == "auto" else language_code(arguments[0])
+            except ValueError:
                 return _expected("language")
-            preferences = replace(preferences, language="" if arguments[0] == "auto" else arguments[0])
+            preferences = replace(preferences, language=spoken)
             await self._store.conversations.set_preferences(chat, preferences)
         language = preferences.language or self._stt.language
         if language:

@@ -10,7 +10,7 @@ from june.checks import Finding
 from june.errors import JuneError
 from june.hardware import Gpu
 from june.lineup import ChosenModels
-from june.models import STT_WORKSPACE_BYTES, Model, llm_gpu_bytes, require
+from june.models import STT_WORKSPACE_BYTES, LocalModel, llm_gpu_bytes, require
 from june.settings import Settings
 
 LOW_DISK_BYTES = 2_000_000_000
@@ -21,7 +21,7 @@ starter models, less their files (238 MB) and the cache of one context (94 MB)."
 
 
 def gpus() -> tuple[tuple[Gpu, ...], Finding | None]:
-    """The GPUs, and a finding if the driver does not answer."""
+    """Return the GPUs, and a finding if the driver does not answer."""
     try:
         return hardware.find_gpus(), None
     except JuneError as error:
@@ -30,7 +30,7 @@ def gpus() -> tuple[tuple[Gpu, ...], Finding | None]:
 
 
 def gpu_libraries(settings: Settings, found: tuple[Gpu, ...]) -> Iterator[Finding]:
-    """Each GPU, and whether the engines can compute on it."""
+    """Yield each GPU, and whether the engines can compute on it."""
     if not found:
         yield Finding("gpu", "ok", "no NVIDIA GPU: the models compute on the CPU")
         return
@@ -46,7 +46,7 @@ def gpu_libraries(settings: Settings, found: tuple[Gpu, ...]) -> Iterator[Findin
 
 
 def chosen(settings: Settings) -> tuple[ChosenModels | None, Finding]:
-    """The models that these settings choose on this machine."""
+    """Return the models that these settings choose on this machine."""
     try:
         found = lineup.choose_models(settings)
     except JuneError as error:
@@ -57,10 +57,10 @@ def chosen(settings: Settings) -> tuple[ChosenModels | None, Finding]:
 
 
 def files(settings: Settings, models: ChosenModels) -> Iterator[Finding]:
-    """Whether each model's files are here and the catalogue's."""
+    """Yield whether each model's files are here and the catalogue's."""
     for role, model in _roles(models):
         try:
-            require(model, settings.models.directory)
+            require(model.entry, model.folder)
         except JuneError as error:
             fault, _, remedy = str(error).partition("; run: ")
             if settings.models.pull_at_start:
@@ -72,12 +72,12 @@ def files(settings: Settings, models: ChosenModels) -> Iterator[Finding]:
 
 
 def model_disk(settings: Settings, models: ChosenModels | None) -> Finding:
-    """Whether the models that are still to be pulled have room on their disk."""
+    """Return whether the models that are still to be pulled have room on their disk."""
     from june.models import pull  # noqa: PLC0415 - its HTTP client costs every start 0.1 s
 
     folder = settings.models.directory
     try:
-        plan = pull.plan_pull([model for _, model in _roles(models)] if models else [], folder)
+        plan = pull.plan_pull([model.entry for model in models.all] if models else [], folder)
     except JuneError as error:
         remedy = "Let models.directory name a folder that june may write to."
         return Finding("disk", "failed", str(error), remedy)
@@ -93,7 +93,7 @@ def model_disk(settings: Settings, models: ChosenModels | None) -> Finding:
 
 
 def store_folder(path: Path) -> Finding:
-    """Whether the folder of the store can be written to, and has room."""
+    """Return whether the folder of the store can be written to, and has room."""
     folder = path.parent
     try:
         probe = folder / f".{path.name}.check"
@@ -110,7 +110,7 @@ def store_folder(path: Path) -> Finding:
 
 
 def memory(settings: Settings, models: ChosenModels | None, found: tuple[Gpu, ...]) -> Iterator[Finding]:
-    """Whether RAM, and the GPU's memory, hold the chosen models and the cache of their conversations."""
+    """Yield whether RAM, and the GPU's memory, hold the chosen models and their conversations' cache."""
     available_bytes = hardware.available_memory_bytes()
     has = f"{_gb(available_bytes)} of memory available, {hardware.cpu_cores()} cores"
     if models is None:
@@ -118,7 +118,11 @@ def memory(settings: Settings, models: ChosenModels | None, found: tuple[Gpu, ..
         return
     offload_supported = bool(found) and llm.gpu_offload_supported(settings.llm)
     try:
-        llm.require_gpu(models.llm, settings.llm, found, offload_supported=offload_supported)
+        lineup.require_context(models.llm.entry, settings.llm)
+    except JuneError as error:
+        yield Finding("context", "failed", str(error), "Lower llm.context_tokens, or choose another model.")
+    try:
+        llm.require_gpu(models.llm.entry, settings.llm, found, offload_supported=offload_supported)
     except JuneError as error:
         yield Finding("gpu memory", "failed", str(error), "Choose a smaller model, or free the GPU's memory.")
         return
@@ -148,17 +152,20 @@ class _Need:
 
 
 def _need(settings: Settings, models: ChosenModels, found: tuple[Gpu, ...], *, offloaded: bool) -> _Need:
-    tokens = llm.kv_budget_tokens(models.llm, settings.llm, found, offloaded=offloaded)
-    ram_bytes = LIBRARIES_BYTES + sum(voice.size_bytes for voice in (models.tts, *models.voices))
+    stt, language = models.stt.entry, models.llm.entry
+    tokens = llm.kv_budget_tokens(language, settings.llm, found, offloaded=offloaded)
+    ram_bytes = LIBRARIES_BYTES + sum(
+        voice.entry.size_bytes for voice in (models.tts, *models.voices.values())
+    )
     gpu_bytes = 0
     if offloaded:
-        gpu_bytes += llm_gpu_bytes(models.llm, tokens, settings.llm.kv_type)
+        gpu_bytes += llm_gpu_bytes(language, tokens, settings.llm.kv_type)
     else:
-        ram_bytes += models.llm.size_bytes + llm.kv_bytes(models.llm, tokens, settings.llm)
+        ram_bytes += language.size_bytes + llm.kv_bytes(language, tokens, settings.llm)
     if found and settings.stt.device != "cpu" and not hardware.missing_cuda_libraries():
-        gpu_bytes += models.stt.size_bytes + STT_WORKSPACE_BYTES
+        gpu_bytes += stt.size_bytes + STT_WORKSPACE_BYTES
     else:
-        ram_bytes += models.stt.size_bytes
+        ram_bytes += stt.size_bytes
     if any(gpu.unified_memory for gpu in found):
         ram_bytes += gpu_bytes
     return _Need(tokens, gpu_bytes, ram_bytes)
@@ -170,9 +177,9 @@ def _enough(name: str, told: str, remedy: str, *, free_bytes: int, needed_bytes:
     return Finding(name, "ok", told)
 
 
-def _roles(models: ChosenModels) -> Iterator[tuple[str, Model]]:
+def _roles(models: ChosenModels) -> Iterator[tuple[str, LocalModel]]:
     yield from (("stt", models.stt), ("llm", models.llm), ("tts", models.tts))
-    yield from (("tts, voice", voice) for voice in models.voices)
+    yield from (("tts, voice", voice) for voice in models.voices.values())
 
 
 def _gb(size_bytes: int) -> str:

@@ -14,6 +14,7 @@ from rich.table import Table
 from june import audio, lineup
 from june.conversation.turn import Recording, ToWrite, TurnRequest, TurnResult, Written
 from june.errors import AudioError, JuneError
+from june.languages import language_code
 from june.llm.grammar import json_grammar
 from june.messages import JsonObject
 from june.sections import AudioSettings, Section
@@ -48,6 +49,10 @@ def ask(
         changes["tts"] = settings.tts.model_copy(update={"model": voice})
     settings = settings.model_copy(update=changes)
     configure_logging(settings.telemetry, settings.secret_values())
+    try:
+        language = language_code(language) if language else ""
+    except ValueError as error:
+        raise JuneError(f"--language: {error}.") from error
     _refuse_unwritable(out)
     json_schema = _read_schema(schema) if schema else None
     recording = _read(file, settings.audio) if file else None

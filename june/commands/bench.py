@@ -27,7 +27,7 @@ from june.bench.llm import (
 from june.bench.peers import Contest, Name
 from june.bench.plot import draw
 from june.errors import JuneError
-from june.models import require
+from june.models import LocalModel, require
 from june.settings import Settings, load_settings
 from june.telemetry import configure_logging
 
@@ -71,7 +71,11 @@ def voice(
     people = _counts("--concurrency", concurrency) if concurrency else ()
     settings = _quiet_settings(settings_file)
     tokens = answer_tokens or (PACED_ANSWER_TOKENS if paced else ANSWER_TOKENS)
-    figures = asyncio.run(_voice(settings, turns, paced, tokens, people, telemetry=telemetry))
+    figures = {
+        "suite": "voice",
+        "machine": report.machine(),
+        **asyncio.run(_voice(settings, turns, paced, tokens, people, telemetry=telemetry)),
+    }
     _print(figures)
     report.emit(figures, json_file)
 
@@ -98,8 +102,10 @@ def llm(
     """Time many conversations in june's engine, a locked Llama and, if it is installed, xllamacpp."""
     counts = _counts("--conversations", conversations)
     settings = _quiet_settings(settings_file)
+    model = lineup.choose_models(settings).llm
+    require(model.entry, model.folder)
     plan = Plan(counts, tokens, long_tokens, prompt_tokens, rounds, same_weights)
-    figures = asyncio.run(_llm(settings, plan))
+    figures = asyncio.run(_llm(settings, model, plan))
     _print_llm(figures)
     try:
         print(draw(figures.report, plot_file))
@@ -149,9 +155,8 @@ def _counts(option: str, text: str) -> tuple[int, ...]:
     return tuple(sorted(set(numbers)))
 
 
-async def _llm(settings: Settings, plan: Plan) -> Figures:
-    model = lineup.choose_models(settings).llm
-    path = require(model, settings.models.directory)
+async def _llm(settings: Settings, chosen: LocalModel, plan: Plan) -> Figures:
+    model, path = chosen.entry, chosen.path
     fixed = contest_settings(settings.llm, plan)
     names: list[Name] = ["june", "llama"]
     if find_spec("xllamacpp"):
@@ -203,8 +208,6 @@ async def _voice(
         finally:
             await bench.close()
         return {
-            "suite": "voice",
-            "machine": report.machine(),
             "models": {
                 "stt": stt.describe().name,
                 "llm": model.describe().name,

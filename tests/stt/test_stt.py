@@ -18,6 +18,7 @@ from june.audio import decode
 from june.bench.voice import Question, wrong_words
 from june.errors import ModelLoadError
 from june.messages import Pcm, Transcript
+from june.models import LocalModel
 from june.sections import AudioSettings
 from june.settings import Settings
 from june.stt.faster_whisper import (
@@ -190,7 +191,7 @@ async def test_two_notes_that_fail_on_the_gpu_move_the_model_to_the_cpu_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("june.stt.faster_whisper.choose_device", lambda _: "cuda")
-    stt = OnBrokenGpu(settings.stt, CATALOGUE[STT], model_paths[STT])
+    stt = OnBrokenGpu(settings.stt, LocalModel(CATALOGUE[STT], model_paths[STT]))
     await stt.load()
     pcm = recorded(questions[0])
     heard = await asyncio.gather(
@@ -227,7 +228,7 @@ async def test_cancelling_ends_the_search_for_a_better_text(
 ) -> None:
     """Whisper's schedule has six temperatures; what is never sure enough goes through all of them."""
     doubtful = settings.stt.model_copy(update={"window": 30.0, "log_prob_threshold": 0.0})
-    stt = FasterWhisper(doubtful, CATALOGUE[STT], model_paths[STT])
+    stt = FasterWhisper(doubtful, LocalModel(CATALOGUE[STT], model_paths[STT]))
     await stt.load()
     pcm = recorded(questions[2])[: 2 * SAMPLE_RATE_HZ]
     begin = time.perf_counter()
@@ -242,7 +243,7 @@ async def test_cancelling_ends_the_search_for_a_better_text(
 
 
 async def test_a_folder_without_a_model_is_refused(tmp_path: Path, settings: Settings) -> None:
-    stt = FasterWhisper(settings.stt, CATALOGUE[STT], tmp_path)
+    stt = FasterWhisper(settings.stt, LocalModel(CATALOGUE[STT], tmp_path))
     with pytest.raises(ModelLoadError, match=STT):
         await stt.load()
     await stt.close()

@@ -10,6 +10,7 @@ import pytest
 
 from june.errors import ModelLoadError, SynthesisError
 from june.messages import Speech
+from june.models import LocalModel
 from june.settings import Settings
 from june.tts.piper import Piper
 from tests.conftest import CATALOGUE, TTS
@@ -44,7 +45,7 @@ async def test_each_sentence_is_a_piece(tts: Piper) -> None:
 async def test_a_faster_voice_takes_less_time(
     tts: Piper, settings: Settings, model_paths: dict[str, Path]
 ) -> None:
-    fast = Piper(settings.tts.model_copy(update={"speed": 2.0}), CATALOGUE[TTS], model_paths[TTS])
+    fast = Piper(settings.tts.model_copy(update={"speed": 2.0}), LocalModel(CATALOGUE[TTS], model_paths[TTS]))
     await fast.load()
     (hurried,), (calm,) = await speak(fast, SENTENCE), await speak(tts, SENTENCE)
     await fast.close()
@@ -86,7 +87,7 @@ async def test_a_file_that_is_no_voice_is_refused(
     shutil.copy(f"{model_paths[TTS]}.json", tmp_path)
     (tmp_path / broken).unlink()
     (tmp_path / broken).write_bytes(content)
-    tts = Piper(settings.tts, CATALOGUE[TTS], model)
+    tts = Piper(settings.tts, LocalModel(CATALOGUE[TTS], model))
     with pytest.raises(ModelLoadError, match=TTS):
         await tts.load()
     (tmp_path / broken).unlink()
@@ -98,7 +99,8 @@ async def test_a_file_that_is_no_voice_is_refused(
 async def test_each_language_may_have_a_voice_of_its_own(
     settings: Settings, model_paths: dict[str, Path]
 ) -> None:
-    tts = Piper(settings.tts, CATALOGUE[TTS], model_paths[TTS], {"de_DE-other": model_paths[TTS]})
+    joe = LocalModel(CATALOGUE[TTS], model_paths[TTS])
+    tts = Piper(settings.tts, joe, {"de_DE-other": joe})
     await tts.load()
     await tts.warm_up()
     assert [speech async for speech in tts.synthesize("Hello.", voice="de_DE-other")]

@@ -62,8 +62,7 @@ class LlamaCpp:
                 llama.cpp does not take the file, or `llm.state_dir` cannot be written to.
         """
         assert self._engine is None  # noqa: S101 - nothing is loaded twice
-        gpus = hardware.find_gpus()
-        supported = gpu_offload_supported()
+        gpus, supported = await self._thread.run(lambda _: (hardware.find_gpus(), gpu_offload_supported()))
         require_gpu(self._model, self._settings, gpus, offload_supported=supported)
         offloaded = supported and self._settings.gpu_layers != 0
         kv_tokens = kv_budget_tokens(self._model, self._settings, gpus, offloaded=offloaded)
@@ -223,7 +222,7 @@ def _ended(serving: "asyncio.Task[None]") -> GenerationError:
 
 def _state_maker(model: Model, settings: LlmSettings, *, offloaded: bool) -> str:
     """A name for all that a state is made by: whatever of it changes, an older state is not read."""
-    weights = [file.sha256 for file in model.files]
+    weights = [file.identity for file in model.files]
     number_format = cpu_format(model, settings, offloaded=offloaded)
     made_by = (weights, number_format, settings.kv_type, settings.flash_attention, llama_cpp.__version__)
     return f"{model.name}-{settings.kv_type}-{hashlib.sha256(repr(made_by).encode()).hexdigest()[:16]}"

@@ -1,0 +1,117 @@
+"""Promises of choosing, verifying and opening the models."""
+
+import asyncio
+import hashlib
+import shutil
+import threading
+from pathlib import Path
+from typing import Any
+
+import pynvml
+import pytest
+from structlog.testing import capture_logs
+
+from june import lineup
+from june.errors import ModelLoadError
+from june.llm.switching import SwitchableModel
+from june.sections import ModelsSettings
+from june.settings import Settings
+from tests.conftest import CATALOGUE, LLM, STT
+
+
+@pytest.fixture
+def copied(settings: Settings, model_paths: dict[str, Path], tmp_path: Path) -> Settings:
+    """The starter models in a folder of their own, in which june can note nothing."""
+    for path in model_paths.values():
+        folder = path if path.is_dir() else path.parent
+        shutil.copytree(folder, tmp_path / folder.name, ignore=shutil.ignore_patterns(".*"))
+        (tmp_path / folder.name / ".verified.json").mkdir()  # stands in the way of root, too
+    models = ModelsSettings(directory=tmp_path, preset="starter")
+    return settings.model_copy(update={"models": models})
+
+
+@pytest.fixture
+def threads(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[int]]:
+    """Which threads began to hash a file, and which asked the GPU's driver."""
+    seen: dict[str, set[int]] = {"hash": set(), "driver": set()}
+    hash_now, ask_now = hashlib.sha256, pynvml.nvmlInit
+
+    def hash_seen(*data: Any) -> Any:
+        seen["hash"].add(threading.get_ident())
+        return hash_now(*data)
+
+    def ask_seen() -> None:
+        seen["driver"].add(threading.get_ident())
+        ask_now()
+
+    monkeypatch.setattr("june.models.files.hashlib.sha256", hash_seen)
+    monkeypatch.setattr("june.hardware.pynvml.nvmlInit", ask_seen)
+    return seen
+
+
+async def settled(model: SwitchableModel) -> None:
+    """Return when no change is going on."""
+    async with asyncio.timeout(60):
+        while model.status().changing:  # noqa: ASYNC110 - a status is looked at, and sets no event
+            await asyncio.sleep(0)
+
+
+async def test_no_file_is_hashed_and_no_driver_asked_on_the_event_loop(
+    copied: Settings, threads: dict[str, set[int]]
+) -> None:
+    with capture_logs() as events:
+        async with lineup.open_models(copied) as models:
+            models.llm.begin_unload()
+            await settled(models.llm)
+            CATALOGUE[LLM].path(copied.models.directory).touch()  # so that it is hashed again
+            models.llm.begin_load(models.llm.status().name)
+            await settled(models.llm)
+            assert models.llm.is_loaded
+    assert threads["hash"]
+    assert threads["driver"]
+    assert threading.get_ident() not in threads["hash"] | threads["driver"]
+    told = [event["file"] for event in events if event["event"] == "verification.advanced"]
+    assert {"model.bin", "en_US-joe-medium.onnx"} < set(told)
+    unsaved = [event["model"] for event in events if event["event"] == "verification.unsaved"]
+    assert len(unsaved) == 3
+    assert STT in unsaved
+
+
+async def test_where_june_may_not_write_a_file_is_hashed_once_a_process(
+    copied: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await lineup.pull_models(copied)
+    with monkeypatch.context() as patch:
+        patch.setattr("june.models.files.hashlib.sha256", None)  # would be called
+        await lineup.pull_models(copied)
+
+
+async def test_a_start_that_is_cancelled_does_not_read_a_file_to_its_end(
+    copied: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, may_go_on = threading.Event(), threading.Event()
+
+    class SlowHash:
+        updates = 0
+
+        def update(self, _: bytes) -> None:
+            SlowHash.updates += 1
+            begun.set()
+            may_go_on.wait(30)
+
+    monkeypatch.setattr("june.models.files.hashlib.sha256", SlowHash)
+    starting = asyncio.create_task(lineup.pull_models(copied))
+    assert await asyncio.to_thread(begun.wait, 30)
+    starting.cancel()
+    await asyncio.sleep(0)  # the flag is set before the next block is read
+    may_go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    assert SlowHash.updates == 1
+
+
+async def test_a_context_that_the_model_was_not_trained_for_is_refused(settings: Settings) -> None:
+    longer = settings.llm.model_copy(update={"context_tokens": 8193})
+    with pytest.raises(ModelLoadError, match="set it to 8192 or less"):
+        async with lineup.open_models(settings.model_copy(update={"llm": longer})):
+            pass
