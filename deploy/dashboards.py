@@ -1,7 +1,7 @@
-"""Writes june's Grafana dashboards, deploy/grafana/dashboards/*.json: `python -m deploy.dashboards`.
+"""Write june's Grafana dashboards, deploy/grafana/dashboards/*.json: `python -m deploy.dashboards`.
 
-Written in Python, a panel is one line. A test holds the files to this module, and every metric named here to
-what june exposes. Grafana loads the files when it starts (see compose.yaml).
+In Python a panel is one line. A test compares the files with this module, and the metrics named here with
+those that june exposes. Grafana loads the files when it starts (see compose.yaml).
 """
 
 import json
@@ -26,30 +26,30 @@ Queries = dict[str, str]
 
 
 def rate(metric: str, by: str = "", where: str = "") -> str:
-    """A counter's increase a second, summed over all labels but `by`."""
+    """Return a counter's increase per second, summed over all labels but `by`."""
     grouping = f" by ({by})" if by else ""
     chosen = f"{{{where}}}" if where else ""
     return f"sum{grouping} (rate({metric}{chosen}[$__rate_interval]))"
 
 
 def per_minute(metric: str, by: str = "", where: str = "") -> str:
-    """The same a minute, for what comes seldom."""
+    """Return the increase per minute, for events that are rare."""
     return f"60 * {rate(metric, by, where)}"
 
 
 def quantile(q: float, metric: str, by: str = "", where: str = "") -> str:
-    """A quantile of a histogram, for each value of the label `by`."""
+    """Return a quantile of a histogram, for each value of the label `by`."""
     labels = f"le, {by}" if by else "le"
     return f"histogram_quantile({q}, {rate(f'{metric}_bucket', labels, where)})"
 
 
 def mean(metric: str, by: str = "") -> str:
-    """The mean of what a histogram observed, for each value of the label `by`."""
+    """Return the mean of what a histogram observed, for each value of the label `by`."""
     return f"{rate(f'{metric}_sum', by)} / {rate(f'{metric}_count', by)}"
 
 
 def percentiles(metric: str) -> Queries:
-    """The median, the 95th and the 99th percentile of a histogram."""
+    """Return the median, the 95th and the 99th percentile of a histogram."""
     return {f"p{q * 100:g}": quantile(q, metric) for q in (0.5, 0.95, 0.99)}
 
 
@@ -59,7 +59,7 @@ def _query(number: int, legend: str, expression: str) -> prometheus.Dataquery:
 
 
 def figure(title: str, expression: str, unit: str = "short", tells: str = "") -> stat.Panel:
-    """One number, with its course behind it."""
+    """Return a panel with one number, in front of its course over time."""
     panel = stat.Panel().title(title).description(tells).datasource(PROMETHEUS).unit(unit)
     panel = panel.graph_mode(BigValueGraphMode.AREA).span(WIDTH // 6).height(HEIGHT // 2)
     return panel.with_target(_query(0, title, expression))
@@ -68,7 +68,7 @@ def figure(title: str, expression: str, unit: str = "short", tells: str = "") ->
 def course(
     title: str, queries: Queries, unit: str = "short", tells: str = "", *, is_stacked: bool = False
 ) -> timeseries.Panel:
-    """Lines over time, or areas upon one another; points lead to the traces behind them."""
+    """Return a panel with lines over time, or stacked areas; points link to their traces."""
     panel = timeseries.Panel().title(title).description(tells).datasource(PROMETHEUS).unit(unit).min(0)
     panel = panel.span(WIDTH // 2).height(HEIGHT).show_points(VisibilityMode.NEVER)
     if is_stacked:
@@ -79,7 +79,7 @@ def course(
 
 
 def spread(title: str, metric: str, unit: str = "s", tells: str = "") -> heatmap.Panel:
-    """How often a histogram saw which values, over time."""
+    """Return a panel that shows how often a histogram saw which values, over time."""
     panel = heatmap.Panel().title(title).description(tells).datasource(PROMETHEUS).unit(unit)
     query = _query(0, "{{le}}", rate(f"{metric}_bucket", "le")).format(PromQueryFormat.HEATMAP)
     return panel.span(WIDTH // 2).height(HEIGHT).with_target(query)
@@ -224,7 +224,7 @@ PAGES = {
 
 
 def render(name: str) -> str:
-    """The JSON of one dashboard of `PAGES`, as its file has it."""
+    """Return the JSON of one dashboard of `PAGES`, as its file holds it."""
     title, panels = PAGES[name]
     page = dashboard.Dashboard(f"june: {title}").uid(f"june-{name}").description(panels.__doc__ or "")
     page = page.tags(["june"]).refresh("30s").time("now-3h", "now").tooltip(DashboardCursorSync.CROSSHAIR)

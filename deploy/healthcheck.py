@@ -1,7 +1,7 @@
-"""Exit status 0 if june answers that it is well: the container's health check, on the standard library alone.
+"""The container's health check: exit status 0 if june answers that it is well.
 
-Asks /health on this machine, with the token if there is one, as june's own settings would find them: the
-variables JUNE_API__PORT and JUNE_API__TOKEN, or the token's secret file.
+It needs the standard library only, and asks /health on this machine. It finds the port and the token as june
+does: in the variables JUNE_API__PORT and JUNE_API__TOKEN, or in the token's secret file.
 """
 
 import os
@@ -12,11 +12,11 @@ from pathlib import Path
 
 TIMEOUT_S = 4.0
 MOST_BYTES = 4096
-"""What Docker keeps of a health check's output."""
+"""Docker keeps so much of a health check's output."""
 
 
 def ask() -> tuple[bool, str]:
-    """Whether june is well, and what it said or why it said nothing."""
+    """Return whether june is well, and what it answered or why it did not."""
     secret = Path(os.environ.get("JUNE_SECRETS_DIR", "/run/secrets"), "june_api__token")
     token = os.environ.get("JUNE_API__TOKEN") or (secret.read_text().strip() if secret.is_file() else "")
     url = f"http://127.0.0.1:{os.environ.get('JUNE_API__PORT', '8080')}/health"
