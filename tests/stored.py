@@ -3,21 +3,22 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-from june.messages import Attachment, Inbound, InboundKind, Outbound
+from june.messages import Attachment, Inbound, InboundKind, Outbound, Voice
 from june.store import DueMessage, Received, Store
 
 ANNA = "telegram:1"
 BERT = "telegram:2"
+VOICE = Voice(ogg_opus=b"OggS" * 2000, duration_s=2.5, waveform=bytes(range(25)))
 
 
 @dataclass
 class Clock:
-    """Seconds since 1970, as a test sets them."""
+    """A clock that a test sets, in seconds since 1970."""
 
     now_s: float = 1000.0
 
     def __call__(self) -> float:
-        """The time that it is."""
+        """Return the time that the test has set."""
         return self.now_s
 
 
@@ -51,5 +52,23 @@ async def claim(store: Store, *exclude_chats: str) -> Received:
     return received
 
 
+async def answer(store: Store, question: str, text: str, chat: str = ANNA) -> int:
+    """Receive a question, answer it, and return its id."""
+    (received,) = await receive(store, inbound(question, chat, question))
+    assert await claim(store) == replace(received, attempts=1)
+    assert await store.inbox.finish(received.id, [], outcome="answered", answer=text)
+    return received.id
+
+
 async def take(store: Store, *exclude_chats: str, group_window_s: float = 1.0) -> tuple[DueMessage, ...]:
     return await store.outbox.take_due(exclude_chats=exclude_chats, group_window_s=group_window_s)
+
+
+async def taken_texts(store: Store, group_window_s: float = 1.0) -> list[str]:
+    return [row.message.text for row in await take(store, group_window_s=group_window_s)]
+
+
+async def status_of(store: Store, message_id: int) -> str:
+    entry = await store.history.entry(message_id)
+    assert entry is not None
+    return entry.status

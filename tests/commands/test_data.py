@@ -95,8 +95,8 @@ async def answer(store: Store, number: int, chat: str = ANNA) -> None:
     await store.inbox.finish(
         claimed.id, [reply(f"answer {number}", chat)], outcome="answered", answer="Blue."
     )
-    for queued in await take(store):
-        await store.outbox.mark_sent([queued.id])
+    for due in await take(store):
+        await store.outbox.mark_sent([due.id])
 
 
 def rows(path: Path) -> dict[str, list[tuple[Any, ...]]]:

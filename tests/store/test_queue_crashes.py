@@ -43,29 +43,29 @@ class Row:
     attempts: int = 0
     lease_until_s: float = 0.0
     expires_at_s: float = 0.0
-    """Of a question; 0: it is none."""
+    """When the question expires; 0: it is not a question."""
     answer: int | None = None
 
 
 @dataclass
 class Model:
-    """The queue, as simple as it can be said."""
+    """The simplest description of the queue."""
 
     queue: dict[int, Row] = field(default_factory=dict)
     answers: dict[int, Row] = field(default_factory=dict)
-    """What answered questions."""
+    """Messages that answered questions."""
     outbox: dict[int, Row] = field(default_factory=dict)
     keys: dict[str, tuple[int, int]] = field(default_factory=dict)
     """Claims by their idempotency key: the message, and its attempts."""
 
 
 def tell(message: Message) -> Outbound:
-    """What the owner is told of a message that was given up."""
+    """Return what the owner is told about a message that was given up."""
     return Outbound(ANNA, "text", f"gave up {message.id}")
 
 
 class Queues(RuleBasedStateMachine):
-    """Programs at work, with june killed between any two calls."""
+    """Programs use the queue, and june may be killed between any two calls."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -85,21 +85,21 @@ class Queues(RuleBasedStateMachine):
         self.store = self.runner.run(self.stack.enter_async_context(open_store(path, clock=self.clock)))
 
     def queued(self, *statuses: str) -> list[int]:
-        """Messages of the queue with one of these statuses."""
+        """Return the messages of the queue with one of these statuses."""
         return [key for key, row in self.model.queue.items() if row.status in statuses]
 
     def outbox_ids(self) -> set[int]:
-        """All of them."""
+        """Return the ids of all messages in the outbox."""
         entries = self.runner.run(self.store.history.entries(limit=10**6))
         return {entry.id for entry in entries if entry.direction == "out"}
 
     def note_sent(self, before: set[int], user: str) -> None:
-        """Take what is new in the outbox into the model."""
+        """Add what is new in the outbox to the model."""
         self.model.outbox |= {new: Row(user) for new in sorted(self.outbox_ids() - before)}
 
     @rule(user=st.sampled_from(USERS), replies=st.booleans(), data=st.data())
     def receives(self, user: str, replies: bool, data: st.DataObject) -> None:
-        """A message, which may answer a question: the one it replies to, or the last one asked."""
+        """A message arrives. It may answer a question: the one it replies to, or the one asked last."""
         asked = [
             key
             for key, row in self.model.outbox.items()
@@ -121,7 +121,7 @@ class Queues(RuleBasedStateMachine):
 
     @rule(key=st.sampled_from(["", "", "a", "b"]), user=st.sampled_from([None, *USERS]))
     def claims(self, key: str, user: str | None) -> None:
-        """The oldest that is NEW; with a key that was used, the claim of the first time, while it lasts."""
+        """A program claims the oldest NEW message. A used key returns the first claim while that lasts."""
         key = key and f"{key} {user}"
         earlier = self.model.keys.get(key)
         claim = self.store.queue.claim(
@@ -150,7 +150,7 @@ class Queues(RuleBasedStateMachine):
     @precondition(lambda self: self.model.queue)
     @rule(data=st.data(), action=st.sampled_from(["extend", "respond", "fail", "retry"]), stale=st.booleans())
     def ends(self, data: st.DataObject, action: str, stale: bool) -> None:
-        """Any message, also one that is not claimed; by its number, also by an old one."""
+        """A program ends or extends a claim, sometimes one that never was or that is over."""
         key = data.draw(st.sampled_from(list(self.model.queue)))
         row, before = self.model.queue[key], self.outbox_ids()
         attempts = max(row.attempts - 1, 1) if stale else None
@@ -191,7 +191,7 @@ class Queues(RuleBasedStateMachine):
         data: st.DataObject,
         status: Literal["NEW", "PROCESSING", "RESPONDED", "ERROR", "SENT"],
     ) -> None:
-        """A status, by compare-and-set."""
+        """A program changes a status by compare-and-set."""
         key = data.draw(st.sampled_from(list(self.model.queue)))
         row = self.model.queue[key]
         allowed = {
@@ -216,7 +216,7 @@ class Queues(RuleBasedStateMachine):
 
     @rule(user=st.sampled_from(USERS), is_question=st.booleans())
     def sends(self, user: str, is_question: bool) -> None:
-        """A message of a program's, or a question."""
+        """A program sends a message or a question."""
         letter = Letter(user, user, "Shall I?", expires_in_s=QUESTION_S if is_question else None)
         sent = self.runner.run(self.store.queue.send(letter))
         expires_at_s = self.clock.now_s + QUESTION_S if is_question else 0.0
@@ -224,7 +224,7 @@ class Queues(RuleBasedStateMachine):
 
     @rule()
     def delivers(self) -> None:
-        """What is due, to the person's eyes and the file's."""
+        """Everything that is due is sent."""
         while rows := self.runner.run(self.store.outbox.take_due(exclude_chats=(), group_window_s=0)):
             for row in rows:
                 self.runner.run(self.store.outbox.note_delivered(row.id, Delivered(f"p{row.id}", "text")))
@@ -233,7 +233,7 @@ class Queues(RuleBasedStateMachine):
 
     @rule(seconds=st.sampled_from([1.0, 6.0, 30.0]))
     def time_passes(self, seconds: float) -> None:
-        """Leases and questions may run out."""
+        """Time passes, and leases and questions run out."""
         self.clock.now_s += seconds
         before = self.outbox_ids()
         self.runner.run(self.store.queue.expire(max_attempts=MAX_ATTEMPTS, explain=tell))
@@ -249,7 +249,7 @@ class Queues(RuleBasedStateMachine):
 
     @rule()
     def crashes(self) -> None:
-        """Go on with what is on the disk at this moment, as after kill -9: programs keep their claims."""
+        """Go on with what is on the disk now, as after kill -9; programs keep their claims."""
         old = self.folder / str(self.lives)
         self.lives += 1
         new = self.folder / str(self.lives)
@@ -262,7 +262,7 @@ class Queues(RuleBasedStateMachine):
 
     @invariant()
     def is_as_the_model_says(self) -> None:
-        """Status, attempts, lease and answer of every message."""
+        """Compare the status, attempts, lease and answer of every message."""
         entries, _ = self.runner.run(self.store.feed.messages(Filter(), limit=10**6))
         known = self.model.queue | self.model.answers | self.model.outbox
         assert {entry.id for entry in entries} == known.keys()
@@ -291,7 +291,7 @@ TestQueues.settings = hypothesis_settings(max_examples=20, stateful_step_count=3
 
 @dataclass
 class Load:
-    """What programs do to june, and what june acknowledged."""
+    """What programs do with june, and what june has acknowledged."""
 
     server: TelegramServer
     numbers: Any = field(default_factory=lambda: iter(range(10**6)))
@@ -300,7 +300,7 @@ class Load:
     responded: dict[int, str] = field(default_factory=dict)
 
     async def run(self, client: Client) -> None:
-        """Write to june, send and answer through it, until it is gone."""
+        """Write to june, and send and answer through it, until it is killed."""
         ends = await asyncio.gather(self._post(client), self._answer(client), return_exceptions=True)
         assert all(end is None or isinstance(end, ClientError) for end in ends), ends
 
@@ -368,12 +368,12 @@ async def test_nothing_that_was_acknowledged_is_lost_by_kill_9(tmp_path: Path, k
 
 
 def shows(text: str, call: Call) -> bool:
-    """Whether a call shows exactly this text."""
+    """Return whether a call shows exactly this text."""
     return call.ok and call.method == "sendMessage" and call.text == text
 
 
 async def all_messages(client: Client) -> dict[int, dict[str, Any]]:
-    """Everything that june holds, page by page."""
+    """Read all messages page by page; return them by id."""
     found: dict[int, dict[str, Any]] = {}
     cursor = ""
     while True:

@@ -1,220 +1,26 @@
-"""The file of messages as a file: who may open it, cancelled callers, kill -9, and a model of it all."""
+"""Inbox and outbox under kill -9: a program that is killed, and a model with a crash rule."""
 
 import asyncio
 import random
 import shutil
 import signal
-import sqlite3
-import stat
 import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-import pytest
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from june.errors import StoreError
+from june.messages import Delivered
 from june.sections import PROJECT_ROOT
-from june.store import Store, open_store
-from june.store.schema import VERSION
-from june.store.transactions import Transaction
+from june.store import open_store
 from tests.stored import ANNA, BERT, Clock, claim, explain, inbound, receive, reply, take
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "june.db"
-
-
-@pytest.fixture
-async def store(path: Path) -> AsyncIterator[Store]:
-    async with open_store(path) as opened:
-        yield opened
-
-
-# The file
-
-
-def publish(path: Path) -> None:
-    path.chmod(0o644)
-
-
-def modes(folder: Path) -> dict[str, int]:
-    return {file.name: stat.S_IMODE(file.stat().st_mode) for file in folder.iterdir()}
-
-
-async def test_the_file_is_its_owners_only(path: Path) -> None:
-    async with open_store(path):
-        pass
-    publish(path)  # as a copy from elsewhere may be
-    async with open_store(path) as store:
-        await receive(store, inbound(1))
-        found = modes(path.parent)
-    assert found == dict.fromkeys(["june.db", "june.db-wal", "june.db-shm", "june.db.lock"], 0o600)
-
-
-async def test_a_second_june_on_the_same_file_is_refused(store: Store, path: Path) -> None:
-    link = path.with_name("link.db")
-    link.symlink_to(path)
-    for same in (path, link):
-        with pytest.raises(StoreError, match=r"^/.*june\.db is in use by another june$"):
-            async with open_store(same):
-                pass
-    await receive(store, inbound(1))
-
-
-async def test_a_file_can_be_opened_again_when_it_was_closed(path: Path) -> None:
-    async with open_store(path) as store:
-        await receive(store, inbound(1))
-    async with open_store(path) as store:
-        assert (await claim(store)).message == inbound(1)
-
-
-async def test_reading_needs_a_file(path: Path) -> None:
-    with pytest.raises(StoreError, match="does not exist"):
-        async with open_store(path, read_only=True):
-            pass
-    assert modes(path.parent) == {}
-
-
-async def test_a_reader_reads_beside_the_writer_and_writes_nothing(store: Store, path: Path) -> None:
-    await receive(store, inbound(1))
-    async with open_store(path, read_only=True) as reader:
-        assert len(await reader.history.entries()) == 1
-        await receive(store, inbound(2))
-        assert len(await reader.history.entries()) == 2
-        with pytest.raises(StoreError, match="readonly"):
-            await receive(reader, inbound(3))
-        assert len(await reader.history.entries()) == 2
-
-
-async def test_a_newer_file_is_refused(path: Path) -> None:
-    async with open_store(path):
-        pass
-    with sqlite3.connect(path) as connection:
-        connection.execute(f"PRAGMA user_version = {VERSION + 1}")
-    connection.close()
-    for read_only in (False, True):
-        with pytest.raises(StoreError, match="newer june"):
-            async with open_store(path, read_only=read_only):
-                pass
-
-
-async def test_a_file_that_is_not_junes_yet_is_not_read(path: Path) -> None:
-    sqlite3.connect(path).executescript("CREATE TABLE diary (entry)").connection.close()
-    with pytest.raises(StoreError, match="older june"):
-        async with open_store(path, read_only=True):
-            pass
-
-
-async def test_a_file_that_cannot_be_used_is_one_sentence(tmp_path: Path) -> None:
-    (tmp_path / "letters.db").write_text("Dear diary, " * 1000)
-    (tmp_path / "folder.db").mkdir()
-    for name, reason in [
-        ("letters.db", "not a database"),
-        ("folder.db", "Is a directory"),
-        ("missing/june.db", "No such file"),
-    ]:
-        with pytest.raises(StoreError, match=reason):
-            async with open_store(tmp_path / name):
-                pass
-        with pytest.raises(StoreError):
-            async with open_store(tmp_path / name, read_only=True):
-                pass
-
-
-async def test_an_impossible_id_is_a_store_error(store: Store) -> None:
-    with pytest.raises(StoreError):
-        await store.history.entry(2**63)
-    assert await store.history.entry(2**63 - 1) is None
-
-
-async def test_damaged_letters_neither_hide_a_message_nor_show_in_an_error(path: Path) -> None:
-    async with open_store(path) as store:
-        await receive(store, inbound(1, text="secret"))
-    with sqlite3.connect(path) as connection:
-        connection.execute("UPDATE messages SET text = CAST(x'736563726574ff' AS TEXT)")
-    connection.close()
-    async with open_store(path) as store:
-        assert (await claim(store)).message.text == "secret\ufffd"
-
-
-async def test_every_commit_reaches_the_disk(store: Store) -> None:
-    def settings(sql: Transaction) -> list[int | str]:
-        names = ("journal_mode", "synchronous", "foreign_keys")
-        return [sql.one(f"PRAGMA {name}")[0] for name in names]
-
-    assert await store.transact(settings) == ["wal", 2, 1]
-
-
-# Cancelling
-
-
-async def test_a_failing_transaction_leaves_nothing_behind(store: Store) -> None:
-    def fail(sql: Transaction) -> None:
-        sql.execute("INSERT INTO cursors VALUES ('a', 'b')")
-        raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        await store.transact(fail)
-    assert await store.inbox.cursor("a") == ""
-
-
-async def test_a_cancelled_caller_leaves_no_open_transaction(store: Store) -> None:
-    loop = asyncio.get_running_loop()
-    begun = asyncio.Event()
-    go_on = threading.Event()
-
-    def write_slowly(sql: Transaction) -> None:
-        sql.execute("INSERT INTO cursors VALUES ('a', '1')")
-        loop.call_soon_threadsafe(begun.set)
-        assert go_on.wait(10)
-        sql.execute("INSERT INTO cursors VALUES ('b', '2')")
-
-    running = asyncio.create_task(store.transact(write_slowly))
-    waiting = asyncio.create_task(store.inbox.receive([(inbound(1), "owner")]))
-    await begun.wait()
-    running.cancel()
-    waiting.cancel()
-    await asyncio.sleep(0)
-    assert not running.done()
-    go_on.set()
-    for task in (running, waiting):
-        with pytest.raises(asyncio.CancelledError):
-            await task
-    # What had begun was done whole, what had not was not begun, and the store goes on.
-    assert (await store.inbox.cursor("a"), await store.inbox.cursor("b")) == ("1", "2")
-    assert len(await receive(store, inbound(1))) == 1
-
-
-async def test_cancelling_the_block_closes_the_file(path: Path) -> None:
-    opened = asyncio.Event()
-
-    async def hold() -> None:
-        async with open_store(path):
-            opened.set()
-            await asyncio.Event().wait()
-
-    task = asyncio.create_task(hold())
-    await opened.wait()
-    task.cancel()
-    await asyncio.sleep(0)
-    task.cancel()  # an impatient caller, while it closes
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    async with open_store(path) as store:
-        await receive(store, inbound(1))
-
-
-# kill -9
 
 WORKER = """
 import asyncio, itertools, sys
@@ -240,36 +46,41 @@ async def main():
                 print("finished", claimed.id, "-", flush=True)
             elif claimed is not None:
                 await store.inbox.release(claimed.id)
-            for queued in await store.outbox.take_due(exclude_chats=(), group_window_s=0):
-                await store.outbox.mark_sent([queued.id])
-                print("sent", queued.id, queued.message.text, flush=True)
+            for due in await store.outbox.take_due(exclude_chats=(), group_window_s=0):
+                await store.outbox.mark_sent([due.id])
+                print("sent", due.id, due.message.text, flush=True)
 
 asyncio.run(main())
 """
 
 
-def live_and_be_killed(path: Path, name: str, after_s: float) -> list[list[str]]:
-    """What a program at work on the file printed until it was killed."""
+def live_and_be_killed(path: Path, name: str, after_lines: int, after_s: float) -> list[list[str]]:
+    """Run a program that works on the file, kill it, and return the lines that it printed.
+
+    It is killed `after_s` after it has printed `after_lines` lines, wherever it is then.
+    """
     with subprocess.Popen(
         [sys.executable, "-c", WORKER, str(path), name], stdout=subprocess.PIPE, text=True, cwd=PROJECT_ROOT
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline().startswith("ready")
+        lines = [process.stdout.readline() for _ in range(after_lines)]
         killer = threading.Timer(after_s, process.kill)
         killer.start()
-        lines = process.stdout.read().splitlines(keepends=True)
+        lines += process.stdout.read().splitlines(keepends=True)
         killer.join()
     assert process.returncode == -signal.SIGKILL
-    return [line.split() for line in lines if line.endswith("\n")]  # the last may be cut
+    return [line.split() for line in lines if line.endswith("\n")]  # the last line may be cut off
 
 
 async def test_nothing_acknowledged_is_lost_by_kill_9(path: Path) -> None:
-    seconds = random.Random(3)  # noqa: S311 - when to kill, not a secret
+    moment = random.Random(3)  # noqa: S311 - when to kill, not a secret
     events: dict[str, dict[int, str]] = {"received": {}, "finished": {}, "sent": {}}
     for life in range(10):
-        for event, message_id, detail in live_and_be_killed(path, str(life), seconds.uniform(0.01, 0.3)):
+        lines = live_and_be_killed(path, str(life), moment.randint(10, 60), moment.uniform(0, 0.05))
+        for event, message_id, detail in lines:
             events[event][int(message_id)] = detail
-        async with open_store(path, read_only=True) as reader:  # with the leftovers of a crash
+        async with open_store(path, read_only=True) as reader:  # with the files that the crash left
             assert await reader.history.entry(max(events["received"])) is not None
     assert min(map(len, events.values())) > 50
 
@@ -283,13 +94,41 @@ async def test_nothing_acknowledged_is_lost_by_kill_9(path: Path) -> None:
     assert {entries[i].status for i in events["finished"]} == {"RESPONDED"}
     assert {entries[i].status for i in events["sent"]} == {"SENT"}
     assert {i: str(entries[i].answers) for i in events["sent"]} == events["sent"]
-    # A reply for each message that is done, and for no other: both were one transaction.
+    # Exactly the messages that are done have a reply: both were one transaction.
     assert sorted(replies) == sorted(entry.id for entry in inbox if entry.status == "RESPONDED")
-    # So were the last message and the cursor.
+    # The last message and the cursor were one transaction, too.
     assert max(inbox, key=lambda entry: entry.id).platform_message_id == last_cursor
 
 
-# The model
+async def test_a_message_that_a_kill_interrupts_is_tried_again_until_its_attempts_are_used_up(
+    path: Path, clock: Clock
+) -> None:
+    for attempt in (1, 2):
+        async with open_store(path, clock=clock) as store:
+            await receive(store, inbound(1), inbound(2, BERT))
+            assert await store.upkeep.recover(max_attempts=2, explain=explain) == attempt - 1
+            received = await claim(store)
+            assert (received.message.chat, received.attempts) == (ANNA, attempt)
+    async with open_store(path, clock=clock) as store:
+        assert await store.upkeep.recover(max_attempts=2, explain=explain) == 1
+        assert await store.upkeep.recover(max_attempts=2, explain=explain) == 0
+        spent = (await store.history.entries(chat=ANNA))[0]
+        assert (spent.status, spent.error, spent.outcome) == ("ERROR", "attempts_spent", "failed")
+        (explained,) = await take(store)
+        assert (explained.message, explained.answers) == (reply("I gave up"), spent.id)
+        assert (await claim(store)).message.chat == BERT
+
+
+async def test_a_message_that_was_being_sent_is_sent_after_a_crash(path: Path) -> None:
+    async with open_store(path) as store:
+        (message_id,) = await store.outbox.enqueue([reply()])
+        await take(store)
+        await store.outbox.note_delivered(message_id, Delivered("1", "text", "H"))
+    async with open_store(path) as store:
+        assert await take(store) == ()
+        await store.upkeep.recover(max_attempts=5, explain=explain)
+        (due,) = await take(store)
+        assert (due.attempts, due.delivered) == (2, (Delivered("1", "text", "H"),))
 
 
 @dataclass
@@ -303,29 +142,30 @@ class Row:
 
 
 MAX_ATTEMPTS = 3
+
 CHATS = (ANNA, BERT, "discord:3")
 
 
 @dataclass
 class Model:
-    """The store, as simple as it can be said."""
+    """The simplest description of the inbox and the outbox."""
 
     inbox: dict[int, Row] = field(default_factory=dict)
     outbox: dict[int, Row] = field(default_factory=dict)
 
     def next(self, rows: dict[int, Row]) -> int | None:
-        """The oldest that is NEW in a chat that nothing is PROCESSING in."""
+        """Return the oldest NEW message of all chats in which nothing is PROCESSING."""
         busy = {row.chat for row in rows.values() if row.status == "PROCESSING"}
         free = [key for key, row in rows.items() if row.status == "NEW" and row.chat not in busy]
         return min(free, default=None)
 
     def processing(self, rows: dict[int, Row]) -> list[int]:
-        """Those in work."""
+        """Return the messages that are PROCESSING."""
         return [key for key, row in rows.items() if row.status == "PROCESSING"]
 
 
 class Crashes(RuleBasedStateMachine):
-    """Inbox and outbox, with june killed between any two calls."""
+    """june uses inbox and outbox, and may be killed between any two calls."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -348,7 +188,7 @@ class Crashes(RuleBasedStateMachine):
         batch=st.lists(st.tuples(st.sampled_from(CHATS), st.integers(0, 20)), max_size=4),
     )
     def receives(self, batch: list[tuple[str, int]]) -> None:
-        """Known messages among new ones."""
+        """A batch arrives; some of its messages may be known."""
         new = self.runner.run(receive(self.store, *(inbound(number, chat) for chat, number in batch)))
         fresh = [one for one in dict.fromkeys(batch) if one not in self.known]
         assert [(row.message.chat, int(row.message.message_id)) for row in new] == fresh
@@ -357,7 +197,7 @@ class Crashes(RuleBasedStateMachine):
 
     @rule()
     def claims(self) -> None:
-        """One message, if one is free."""
+        """June claims a message, if one is free."""
         received = self.runner.run(self.store.inbox.claim(exclude_chats=(), lease_s=1))
         expected = self.model.next(self.model.inbox)
         assert (received.id if received else None) == expected
@@ -368,7 +208,7 @@ class Crashes(RuleBasedStateMachine):
 
     @rule(data=st.data(), replies=st.integers(0, 2), status=st.sampled_from(["RESPONDED", "ERROR"]))
     def finishes(self, data: st.DataObject, replies: int, status: Literal["RESPONDED", "ERROR"]) -> None:
-        """Any message, also one that is done or was given back: a turn that was thought dead."""
+        """A turn ends, sometimes one whose message is done or released already."""
         key = data.draw(st.sampled_from([*self.model.processing(self.model.inbox), *self.model.inbox, 10**6]))
         row = self.model.inbox.get(key, Row(ANNA, status="none"))
         before = self.outbox_ids()
@@ -387,7 +227,7 @@ class Crashes(RuleBasedStateMachine):
     @precondition(lambda self: self.model.processing(self.model.inbox))
     @rule(data=st.data())
     def releases(self, data: st.DataObject) -> None:
-        """A turn is given back."""
+        """A turn releases its message."""
         key = data.draw(st.sampled_from(self.model.processing(self.model.inbox)))
         self.runner.run(self.store.inbox.release(key))
         row = self.model.inbox[key]
@@ -395,21 +235,21 @@ class Crashes(RuleBasedStateMachine):
 
     @rule(chat=st.sampled_from(CHATS), count=st.integers(1, 3))
     def enqueues(self, chat: str, count: int) -> None:
-        """Messages that answer nothing."""
+        """June enqueues messages that answer nothing."""
         ids = self.runner.run(self.store.outbox.enqueue([reply(chat=chat)] * count))
         assert ids == sorted(ids)
         self.model.outbox |= {new: Row(chat) for new in ids}
 
     @rule()
     def takes(self) -> None:
-        """One message, if one is free."""
+        """June takes a message to send, if one is free."""
         rows = self.runner.run(take(self.store))
         expected = self.model.next(self.model.outbox)
         assert [row.id for row in rows] == ([] if expected is None else [expected])
-        for queued in rows:
-            row = self.model.outbox[queued.id]
+        for due in rows:
+            row = self.model.outbox[due.id]
             row.status, row.attempts = "PROCESSING", row.attempts + 1
-            assert (queued.message.chat, queued.attempts, queued.answers) == (
+            assert (due.message.chat, due.attempts, due.answers) == (
                 row.chat,
                 row.attempts,
                 row.answers,
@@ -418,7 +258,7 @@ class Crashes(RuleBasedStateMachine):
     @precondition(lambda self: self.model.processing(self.model.outbox))
     @rule(data=st.data(), ends=st.sampled_from(["SENT", "ERROR", "NEW"]))
     def sends(self, data: st.DataObject, ends: str) -> None:
-        """A message was sent, given up or postponed."""
+        """June marks a message as sent, gives it up or postpones it."""
         key = data.draw(st.sampled_from(self.model.processing(self.model.outbox)))
         if ends == "SENT":
             self.runner.run(self.store.outbox.mark_sent([key]))
@@ -430,7 +270,7 @@ class Crashes(RuleBasedStateMachine):
 
     @rule()
     def crashes(self) -> None:
-        """Go on with what is on the disk at this moment, as after kill -9."""
+        """Go on with what is on the disk now, as after kill -9."""
         old = self.folder / str(self.lives)
         self.lives += 1
         new = self.folder / str(self.lives)
@@ -457,13 +297,13 @@ class Crashes(RuleBasedStateMachine):
 
     @invariant()
     def is_as_the_model_says(self) -> None:
-        """Status, attempts and question of every message."""
+        """Compare the status, attempts and question of every message."""
         entries = self.runner.run(self.store.history.entries(limit=10**6))
         found = {entry.id: Row(entry.chat, entry.status, entry.attempts, entry.answers) for entry in entries}
         assert found == self.model.inbox | self.model.outbox
 
     def outbox_ids(self) -> set[int]:
-        """All of them."""
+        """Return the ids of all messages in the outbox."""
         entries = self.runner.run(self.store.history.entries(limit=10**6))
         return {entry.id for entry in entries if entry.direction == "out"}
 
@@ -475,4 +315,5 @@ class Crashes(RuleBasedStateMachine):
 
 
 TestCrashes = Crashes.TestCase
+
 TestCrashes.settings = hypothesis_settings(max_examples=30, stateful_step_count=30, deadline=None)
