@@ -11,8 +11,7 @@ import numpy as np
 
 from june import audio
 from june.messages import Pcm
-from june.sections import AudioSettings
-from june.settings import PROJECT_ROOT
+from june.sections import PROJECT_ROOT, AudioSettings
 from tests.documents import follow
 
 SIGNS = (
