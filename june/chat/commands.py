@@ -42,7 +42,6 @@ MODE_SENTENCES: dict[Mode, str] = {
 }
 
 
-
 class Commands:
     """The commands of `COMMANDS`.
 
