@@ -25,10 +25,12 @@ from typing import Literal
 
 Stage = Literal["load", "download", "decode", "stt", "llm", "tts", "encode", "store"]
 
-Refusal = Literal["try_again", "voice_forbidden", "too_large", "markup", "not_modified", "gone", "refused"]
+Refusal = Literal[
+    "try_again", "voice_forbidden", "too_large", "markup", "not_modified", "moved", "gone", "refused"
+]
 """Why a chat app did not do something: it may do it later; it takes no voice messages here; the file is too
-large for it; it does not understand the markup; it is so already; the message, file or chat is gone; it
-never will."""
+large for it; it does not understand the markup; it is so already; the chat has another name now; the message,
+file or chat is gone; it never will."""
 
 QueueRefusal = Literal["unknown", "conflict", "no_access"]
 
@@ -135,12 +137,16 @@ class DeliveryError(JuneError):
         reason: what kind of refusal it is.
         detail: one sentence for the owner, without what was to be sent.
         retry_after_s: how long the platform asks to wait; None if it does not say.
+        moved_to: for "moved": the chat's new name, as in `Inbound.chat`.
     """
 
-    def __init__(self, reason: Refusal, detail: str, *, retry_after_s: float | None = None) -> None:
+    def __init__(
+        self, reason: Refusal, detail: str, *, retry_after_s: float | None = None, moved_to: str = ""
+    ) -> None:
         super().__init__(detail)
         self.reason = reason
         self.retry_after_s = retry_after_s
+        self.moved_to = moved_to
 
 
 class StageError(JuneError):

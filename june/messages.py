@@ -161,7 +161,8 @@ class Voice:
     """The words that it speaks, if they are known."""
 
 
-Platform = Literal["telegram", "discord"]
+Platform = str
+"""Name of a chat app in the table of `june.chat.apps`, such as "telegram"."""
 
 PlatformState = Literal["starting", "up", "down"]
 

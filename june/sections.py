@@ -233,34 +233,11 @@ class ReplySettings(Section):
     """Speak while the model still writes; "auto": unless they would share too few cores."""
 
 
-class TelegramSettings(Section):
-    """Telegram."""
+class AppSettings(Section):
+    """A chat app; each has a section of its own, a subclass of this, in its package below june/chat."""
 
     token: SecretStr = SecretStr("")
-    """Secret. The bot's token, from @BotFather; empty: june is not on Telegram."""
-    api_base: str = Field(default="https://api.telegram.org", pattern="^https?://")
-    """Address of the Bot API, Telegram's or one's own server's."""
-    mode: Literal["polling", "webhook"] = "polling"
-    """Whether june asks for messages, or is called at webhook_url."""
-    webhook_url: str = Field(default="", pattern="^(https://.*)?$")
-    """Public address that Telegram calls."""
-    webhook_secret: SecretStr = SecretStr("")
-    """Secret. What Telegram sends in the header X-Telegram-Bot-Api-Secret-Token."""
-    webhook_host: str = "127.0.0.1"
-    """Address that june listens on for the webhook."""
-    webhook_port: int = Field(default=8443, ge=0, le=65_535)
-    """Port that june listens on for the webhook."""
-
-
-class DiscordSettings(Section):
-    """Discord."""
-
-    token: SecretStr = SecretStr("")
-    """Secret. The bot's token, from the developer portal; empty: june is not on Discord."""
-    api_base: str = Field(default="https://discord.com/api/v10", pattern="^https?://")
-    """Address of Discord's API."""
-    gateway: str = Field(default="wss://gateway.discord.gg/", pattern="^wss?://")
-    """Address of Discord's gateway."""
+    """Secret. What the app knows june by; empty: june is not on it."""
 
 
 class StoreSettings(Section):
@@ -274,7 +251,8 @@ class StoreSettings(Section):
     """Days after which messages that are done are deleted, but for what the model is shown; 0: never."""
 
 
-Person = Annotated[str, Field(pattern=r"^(telegram|discord):\d{1,20}$")]
+Person = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*:\S{1,100}$")]
+"""Such as "telegram:123456789": the chat app, and who it is there. `june.chat.apps` knows the apps."""
 
 
 class AccessSettings(Section):

@@ -14,12 +14,13 @@ what was expected, and never the value: it might be a secret.
 import os
 import re
 import tomllib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
-from pydantic import SecretStr, ValidationError, create_model
+from pydantic import BaseModel, SecretStr, ValidationError, create_model
 from pydantic_settings import (
     BaseSettings,
     NestedSecretsSettingsSource,
@@ -28,15 +29,17 @@ from pydantic_settings import (
 )
 from pydantic_settings import SettingsError as UnreadableSourceError
 
+from june.chat.apps import chat_apps, is_person
+from june.chat.descriptor import ChatApp
 from june.errors import SettingsError
 from june.sections import (
     PROJECT_ROOT,
     AccessSettings,
     ApiSettings,
+    AppSettings,
     AudioSettings,
     ChatSettings,
     DeliverySettings,
-    DiscordSettings,
     LlmSettings,
     ModelsSettings,
     QueueSettings,
@@ -45,7 +48,6 @@ from june.sections import (
     Section,
     StoreSettings,
     SttSettings,
-    TelegramSettings,
     TelemetrySettings,
     TtsSettings,
 )
@@ -53,9 +55,7 @@ from june.sections import (
 ENV_PREFIX = "JUNE_"
 
 
-class Settings(BaseSettings):
-    """All settings; one field a section."""
-
+class _Root(BaseSettings):
     model_config = SettingsConfigDict(
         env_prefix=ENV_PREFIX,
         env_nested_delimiter="__",
@@ -65,14 +65,19 @@ class Settings(BaseSettings):
         use_attribute_docstrings=True,
     )
 
+
+class Settings(_Root):
+    """All settings; one field a section.
+
+    `complete_settings` adds the sections of the chat apps, which only their table names.
+    """
+
     models: ModelsSettings = ModelsSettings()
     audio: AudioSettings = AudioSettings()
     stt: SttSettings = SttSettings()
     llm: LlmSettings = LlmSettings()
     tts: TtsSettings = TtsSettings()
     reply: ReplySettings = ReplySettings()
-    telegram: TelegramSettings = TelegramSettings()
-    discord: DiscordSettings = DiscordSettings()
     store: StoreSettings = StoreSettings()
     access: AccessSettings = AccessSettings()
     routes: RoutesSettings = RoutesSettings()
@@ -81,6 +86,11 @@ class Settings(BaseSettings):
     chat: ChatSettings = ChatSettings()
     delivery: DeliverySettings = DeliverySettings()
     telemetry: TelemetrySettings = TelemetrySettings()
+
+    def section_of(self, app: ChatApp) -> AppSettings:
+        """Return the section of a chat app."""
+        section: AppSettings = getattr(self, app.name)
+        return section
 
     def secret_values(self) -> tuple[str, ...]:
         """Each secret that is set, for whoever must keep it out of what is shown."""
@@ -111,31 +121,49 @@ class Settings(BaseSettings):
         return env_settings, secrets, init_settings
 
 
+def complete_settings() -> type[Settings]:
+    """Return `Settings` with the section of each chat app, which come first."""
+    return _complete(tuple(chat_apps()))
+
+
+@cache
+def _complete(apps: tuple[ChatApp, ...]) -> type[Settings]:
+    sections: dict[str, Any] = {app.name: (app.settings, app.settings()) for app in apps}
+    bases: Any = (Settings, create_model("AppSections", __base__=_Root, **sections))
+    complete: type[Settings] = create_model("CompleteSettings", __base__=bases)
+    return complete
+
+
 def load_settings(file: Path | None = None) -> Settings:
-    """The settings from `file` (by default `settings.toml`, if there is one) and the environment.
+    """Return the settings from `file` (by default `settings.toml`, if there is one) and the environment.
 
     Raises:
         SettingsError: a file cannot be read, or a key, type or value is wrong.
     """
     chosen = file or PROJECT_ROOT / "settings.toml"
+    complete = complete_settings()
+    fields = complete.model_fields.items()
+    sections = {name: cast("type[Section]", field.annotation) for name, field in fields}
     from_file: dict[str, Any] = {}
     if file is not None or chosen.exists():
         from_file = _read_toml(chosen)
         try:
-            _FileSettings.model_validate(from_file, strict=True)
+            checked = _file_model(complete).model_validate(from_file, strict=True)
         except ValidationError as error:
-            raise SettingsError(_explain(error, lambda _: chosen.name)) from None
+            raise SettingsError(_explain(error, sections, lambda _: chosen.name)) from None
+        _check_people(checked, lambda _: chosen.name)
     try:
-        _refuse_unknown_names()
-        settings = Settings(**from_file)
+        _refuse_unknown_names(sections)
+        settings = complete(**from_file)
     except ValidationError as error:
-        raise SettingsError(_explain(error, _variable_or_secret)) from None
+        raise SettingsError(_explain(error, sections, _variable_or_secret)) from None
     except OSError as error:
         raise SettingsError(f"secret file {Path(error.filename).name}: {error.strerror}.") from None
     except UnicodeDecodeError:
         raise SettingsError(f"secret files in {_secrets_dir()}: expected UTF-8 text.") from None
     except UnreadableSourceError as error:  # the folder is too large; never the value
         raise SettingsError(f"secret files: {error}.") from None
+    _check_people(settings, _variable_or_secret)
     folder = chosen.resolve().parent
     models = settings.models.model_copy(update={"directory": folder / settings.models.directory})
     store = settings.store.model_copy(update={"path": folder / settings.store.path})
@@ -145,11 +173,28 @@ def load_settings(file: Path | None = None) -> Settings:
     return settings.model_copy(update={"models": models, "llm": llm, "store": store})
 
 
-_FileSettings = create_model(
-    "_FileSettings",
-    __config__=Section.model_config,
-    **{name: (field.annotation, field.default) for name, field in Settings.model_fields.items()},  # type: ignore[call-overload]
-)
+@cache
+def _file_model(complete: type[Settings]) -> type[BaseModel]:
+    """Return the model of the file alone, without the environment and the secret files."""
+    sections: dict[str, Any] = {
+        name: (field.annotation, field.default) for name, field in complete.model_fields.items()
+    }
+    return create_model("FileSettings", __config__=Section.model_config, **sections)
+
+
+def _check_people(settings: Any, name_source: Callable[[tuple[str, ...]], str]) -> None:
+    """Refuse whoever cannot be a person on one of the chat apps.
+
+    Raises:
+        SettingsError: somebody in [access] cannot be.
+    """
+    for key in ("owners", "allowed"):
+        if not all(map(is_person, getattr(settings.access, key))):
+            source = name_source(("access", key))
+            names = " or ".join(app.title for app in chat_apps())
+            raise SettingsError(
+                f'{source}: access.{key}: expected people on {names}, such as "telegram:123456789".'
+            )
 
 
 def _read_toml(file: Path) -> dict[str, Any]:
@@ -184,13 +229,13 @@ def _names_outside() -> Iterator[tuple[str, list[str]]]:
             yield source, name.removeprefix(ENV_PREFIX.lower()).split("__")
 
 
-def _refuse_unknown_names() -> None:
+def _refuse_unknown_names(sections: Mapping[str, type[Section]]) -> None:
     """An unknown section outside of the file would otherwise be ignored without a word."""
     for source, (section, *keys) in _names_outside():
-        if section in Settings.model_fields and len(keys) != 1:
+        if section in sections and len(keys) != 1:
             raise SettingsError(f"{source}: expected the name of a key, such as JUNE_STT__WINDOW.")
-        if section not in Settings.model_fields and keys:
-            raise SettingsError(f"{source}: {_unknown(section, Settings.model_fields, 'section')}")
+        if section not in sections and keys:
+            raise SettingsError(f"{source}: {_unknown(section, sections, 'section')}")
 
 
 def _variable_or_secret(location: tuple[str, ...]) -> str:
@@ -198,18 +243,21 @@ def _variable_or_secret(location: tuple[str, ...]) -> str:
     return next(sources, "secret files")
 
 
-def _explain(error: ValidationError, name_source: Callable[[tuple[str, ...]], str]) -> str:
+def _explain(
+    error: ValidationError,
+    sections: Mapping[str, type[Section]],
+    name_source: Callable[[tuple[str, ...]], str],
+) -> str:
     """One sentence on the first wrong key: its source, its name and what was expected."""
     errors = error.errors(include_input=False, include_url=False, include_context=False)
     location = tuple(str(part) for part in errors[0]["loc"][:2])
     key = ".".join(location)
     source = name_source(location)
     if errors[0]["type"] == "extra_forbidden":
-        fields = Settings.model_fields
         if len(location) == 1:
-            return f"{source}: {_unknown(key, fields, 'section')}"
-        section = cast("type[Section]", fields[location[0]].annotation)
-        return f"{source}: {_unknown(location[1], section.model_fields, f'key in [{location[0]}]')}"
+            return f"{source}: {_unknown(key, sections, 'section')}"
+        keys = sections[location[0]].model_fields
+        return f"{source}: {_unknown(location[1], keys, f'key in [{location[0]}]')}"
     expected = dict.fromkeys(
         each["msg"].removeprefix("Input should be ").replace("String should match", "text of the")
         for each in errors

@@ -13,7 +13,7 @@ from typing import Any
 from june.sections import PROJECT_ROOT
 
 
-def write_settings(folder: Path, **sections: dict[str, Any]) -> Path:
+def write_settings(folder: Path, /, **sections: dict[str, Any]) -> Path:
     """A settings file with the starter models, greedy, and these keys; its path."""
     chosen: dict[str, dict[str, Any]] = {
         "models": {"directory": str(PROJECT_ROOT / "models"), "preset": "starter"},

@@ -156,6 +156,8 @@ class TelegramServer:
         """When a person's message was sent, by its id."""
         self.next_update_id = 700_000_001
         self.webhook: dict[str, str] = {}
+        self.upgraded: dict[int, int] = {}
+        """Groups that became supergroups, with the supergroups' ids."""
         self._updates: deque[dict[str, Any]] = deque()
         self._files: dict[str, bytes] = {}
         self._links: dict[str, bytes] = {}
@@ -268,6 +270,12 @@ class TelegramServer:
             message |= {"caption": caption, "caption_entities": entities(caption)}
         return self.push(**message)
 
+    def upgrade(self, group: int, supergroup: int) -> None:
+        """Let a group become a supergroup: both chats are told, and the group takes nothing any more."""
+        self.upgraded[group] = supergroup
+        self.push(chat=group, migrate_to_chat_id=supergroup)
+        self.push(chat=supergroup, migrate_from_chat_id=group)
+
     def push_update(self, update: dict[str, Any]) -> None:
         """Queue an update as it is; one without a message, or with one that no program understands."""
         self._updates.append({"update_id": self.next_update_id, **update})
@@ -359,6 +367,9 @@ class TelegramServer:
             return await self._get_updates(call)
         if call.method not in self._methods:
             raise RefusedError(NOT_FOUND)
+        if call.chat in self.upgraded:
+            description = "Bad Request: group chat was upgraded to a supergroup chat"
+            raise RefusedError(Failure(400, description, {"migrate_to_chat_id": self.upgraded[call.chat]}))
         return self._methods[call.method](call)
 
     def _next_failure(self, method: str) -> Failure | None:

@@ -18,11 +18,12 @@ from pydantic import SecretStr
 from june import settings as module
 from june.errors import SettingsError
 from june.sections import PROJECT_ROOT, LlmSettings, ModelsSettings, Section
-from june.settings import Settings, load_settings
+from june.settings import Settings, complete_settings, load_settings
 
 EXAMPLE = PROJECT_ROOT / "settings.example.toml"
 SECRET = "hf_Zq7wXk29vLtR"  # noqa: S105 - nobody's
-SECTIONS = {name: cast("type[Section]", field.annotation) for name, field in Settings.model_fields.items()}
+FIELDS = complete_settings().model_fields.items()
+SECTIONS = {name: cast("type[Section]", field.annotation) for name, field in FIELDS}
 KEYS = [(section, key) for section, model in SECTIONS.items() for key in model.model_fields]
 
 Load = Callable[[str], Settings]
@@ -78,7 +79,7 @@ def unwrapped(docstring: str | None) -> str:
 
 def test_the_example_has_each_section_and_key_with_its_default() -> None:
     example = tomllib.loads(EXAMPLE.read_text("utf-8"))
-    defaults = json.loads(Settings().model_dump_json())
+    defaults = json.loads(complete_settings()().model_dump_json())
     assert list(example) == list(defaults)
     for section, keys in defaults.items():
         # As pairs with types, since 1 == 1.0 == True.

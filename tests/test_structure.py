@@ -19,10 +19,10 @@ TREES = {
 }
 
 OWNERS = {
-    "aiogram": "chat/telegram.py",
+    "aiogram": "chat/telegram/",
     "av": "audio.py",
     "ctranslate2": "stt/faster_whisper.py",
-    "discord": "chat/discord.py",
+    "discord": "chat/discord/",
     "faster_whisper": "stt/faster_whisper.py",
     "httpx2": "models/pull.py",
     "huggingface_hub": "models/pull.py",

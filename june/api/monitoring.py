@@ -13,6 +13,7 @@ from aiohttp import web
 from june import __version__
 from june.api.requests import timestamp
 from june.api.services import Services
+from june.chat.apps import APPS, chat_apps
 from june.conversation.failing import FailingStage
 from june.errors import StageError, StoreError
 from june.store import Waiting
@@ -30,6 +31,10 @@ class Monitoring:
     def __init__(self, services: Services) -> None:
         self._services = services
         description = yaml.safe_load(Path(__file__).with_name("openapi.yaml").read_text("utf-8"))
+        schemas = description["components"]["schemas"]
+        people = "|".join(f"{app.name}:({app.person})" for app in chat_apps())
+        schemas["Platform"]["enum"] = list(APPS)
+        schemas["Send"]["properties"]["to"]["pattern"] = f"^(owner|{people})$"
         self._description = json.dumps(description).encode()
 
     def routes(self) -> list[web.RouteDef]:

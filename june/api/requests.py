@@ -8,10 +8,11 @@ from http import HTTPStatus
 from typing import Annotated, Any, Literal, NoReturn, TypeVar
 
 from aiohttp import web
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
 from june.api.problems import ProblemError
+from june.chat.apps import APPS, is_person
 from june.store import MAX_TEXT, Filter, Once, Status
 
 M = TypeVar("M", bound=BaseModel)
@@ -42,13 +43,27 @@ def _whole(value: object) -> object:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+def _known_app(name: str) -> str:
+    if name not in APPS:
+        names = " or ".join(f"'{app}'" for app in APPS)
+        raise PydanticCustomError("platform", "Input should be {names}", {"names": names})
+    return name
+
+
+def _person(to: str) -> str:
+    if to != "owner" and not is_person(to):
+        raise PydanticCustomError("person", "Input should be 'owner' or a person such as telegram:123456789")
+    return to
+
+
 Time = Annotated[float, BeforeValidator(_seconds)]
 Address = Annotated[str, Field(min_length=1, max_length=200, pattern=NUL_FREE)]
 Text = Annotated[str, Field(max_length=MAX_TEXT, pattern=r"^[^\x00]*[^\x00\s][^\x00]*$")]
 Id = Annotated[int, BeforeValidator(_whole), Field(ge=1, le=10**18 - 1)]
 LeaseS = Annotated[float, Field(ge=1, le=86_400)]
 Attempts = Annotated[int, BeforeValidator(_whole), Field(ge=1, le=1_000_000)]
-Platform = Literal["telegram", "discord"]
+Platform = Annotated[str, AfterValidator(_known_app)]
+To = Annotated[str, AfterValidator(_person)]
 SendKind = Literal["message", "clarification", "help_request", "progress", "feedback_request"]
 Kind = Literal["text", "voice", "audio", "video_note", "command"] | SendKind
 
@@ -121,7 +136,7 @@ class ModelName(Checked):
 class Send(Checked):
     """`POST /v1/messages`."""
 
-    to: Annotated[str, Field(pattern=r"^(owner|(telegram|discord):[0-9]{1,20})$")]
+    to: To
     text: Text
     kind: SendKind = "message"
     voice: bool = False

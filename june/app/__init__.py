@@ -5,7 +5,6 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
-from importlib import import_module
 
 from june.api.server import serving
 from june.api.services import Services
@@ -15,6 +14,7 @@ from june.app.reporting import Reporter
 from june.app.supervision import beside, end, keep_running, observed
 from june.chat import Adapter
 from june.chat.addresses import AddressBook
+from june.chat.apps import APPS, chat_apps
 from june.chat.commands import Commands
 from june.chat.delivery import Delivery
 from june.chat.intake import Gate
@@ -33,24 +33,20 @@ SHUTDOWN_DELIVERY_S = 3.0
 
 
 def create_adapters(settings: Settings) -> dict[Platform, Adapter]:
-    """An adapter for each chat app whose token is set.
+    """Return an adapter for each chat app whose token is set, in the order of their table.
 
     Raises:
         SettingsError: no token is set.
     """
-    adapters: dict[Platform, Adapter] = {}
-    if settings.telegram.token.get_secret_value():
-        telegram = import_module("june.chat.telegram")
-        adapters["telegram"] = telegram.Telegram(settings.telegram, settings.delivery)
-    if settings.discord.token.get_secret_value():
-        discord = import_module("june.chat.discord")
-        adapters["discord"] = discord.Discord(settings.discord, settings.delivery)
-    if not adapters:
+    apps = [app for app in chat_apps() if settings.section_of(app).token.get_secret_value()]
+    if not apps:
+        keys = " or ".join(f"{name}.token" for name in APPS)
+        variables = " or ".join(f"JUNE_{name.upper()}__TOKEN" for name in APPS)
         raise SettingsError(
-            "june is on no chat app: set telegram.token or discord.token, in settings.toml, as a secret file "
-            "or as the variable JUNE_TELEGRAM__TOKEN or JUNE_DISCORD__TOKEN."
+            f"june is on no chat app: set {keys}, in settings.toml, as a secret file or as the variable"
+            f" {variables}."
         )
-    return adapters
+    return {app.name: app.create(settings.section_of(app), settings.delivery) for app in apps}
 
 
 async def serve(settings: Settings, stop: asyncio.Event) -> None:

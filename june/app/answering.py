@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from june.app.supervision import end
 from june.chat import Adapter
-from june.chat.apps import ChatApps
+from june.chat.connected import ConnectedApps
 from june.conversation.apps import Addresses
 from june.conversation.dispatch import Dispatcher
 from june.conversation.failing import TurnRecord
@@ -75,7 +75,7 @@ async def open_answering(
     if settings.models.pull_at_start:
         await pull_models(settings)
     async with open_models(settings) as models, open_pipeline(settings, models) as pipeline:
-        apps = ChatApps(store, adapters, max_bytes=settings.audio.max_bytes)
+        apps = ConnectedApps(store, adapters, max_bytes=settings.audio.max_bytes)
         desk = Desk(settings, store, pipeline, apps, addresses, run_command, wake_delivery)
         speaker = Speaker(store, pipeline.voicer, wake_delivery)
         answering = Answering(models, Dispatcher(desk), speaker, desk.record)

@@ -46,8 +46,16 @@ class Intake(Protocol):
             cursor: a name and a value that `cursor` gives back after a restart.
         """
 
+    async def moved(self, old: str, new: str) -> None:
+        """Keep under a chat's new name what is kept of it; `receive` takes what is said there.
+
+        Args:
+            old: the chat as in `Inbound.chat`, such as "telegram:-5".
+            new: its name from now on, such as "telegram:-1005".
+        """
+
     async def cursor(self, name: str) -> str:
-        """The value that was committed last under this name; "" if none was."""
+        """Return the value that was committed last under this name; "" if none was."""
 
 
 class Adapter(Protocol):

@@ -1,9 +1,9 @@
 """Where a person is reached: which private chat, and which other person instead."""
 
 from collections.abc import Mapping
-from typing import cast
 
 from june.chat import Adapter
+from june.chat.apps import APPS
 from june.chat.intake import role_of
 from june.errors import QueueError
 from june.messages import Address, Platform
@@ -30,7 +30,7 @@ class AddressBook:
         return await role_of(self._store, self._access, user)
 
     async def owner(self) -> Address:
-        """The first owner on Telegram, and the first on Discord if Telegram does not take a message.
+        """Return the first owner on the first app, with those to turn to if that does not take a message.
 
         Raises:
             QueueError: no owner is on an app that june is on.
@@ -38,7 +38,7 @@ class AddressBook:
         """
         firsts = (
             next((owner for owner in self._access.owners if owner.startswith(f"{platform}:")), None)
-            for platform in ("telegram", "discord")
+            for platform in APPS
             if platform in self._adapters
         )
         user, *others = [owner for owner in firsts if owner is not None] or [""]
@@ -67,7 +67,7 @@ async def private_chat(store: Store, adapters: Mapping[Platform, Adapter], user:
         QueueError: june is not on that app.
         DeliveryError: there is none yet, and the app does not open one.
     """
-    platform = cast("Platform", user.partition(":")[0])
+    platform = user.partition(":")[0]
     adapter = adapters.get(platform)
     if adapter is None:
         raise QueueError("conflict", f"june is not on {platform}.")

@@ -4,13 +4,12 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Literal
 
-from pydantic import TypeAdapter
-
 from june.chat import CommandInfo
+from june.chat.apps import is_person
 from june.chat.formatting import escape
 from june.chat.intake import Gate, new_pairing_code
 from june.languages import language_code
-from june.sections import AccessSettings, Person, ReplySettings, SttSettings
+from june.sections import AccessSettings, ReplySettings, SttSettings
 from june.store import Received, Store
 
 COMMANDS = (
@@ -41,8 +40,6 @@ MODE_SENTENCES: dict[Mode, str] = {
     "both": "I answer with voice messages and in writing here.",
     "mirror": "I answer voice messages with voice messages here, and text in writing.",
 }
-
-PERSON: TypeAdapter[str] = TypeAdapter(Person)
 
 
 class Commands:
@@ -184,10 +181,8 @@ class Commands:
     async def _set_access(
         self, received: Received, command: Literal["allow", "deny"], arguments: Sequence[str]
     ) -> str:
-        try:
-            (user,) = arguments
-            PERSON.validate_python(user)
-        except ValueError:  # not one argument, or (a ValidationError) not of the form
+        user = arguments[0] if len(arguments) == 1 else ""
+        if not is_person(user):
             return _expected(command)
         if await self._is_owner(user):
             return f"`{user}` is an owner, which only my settings change."

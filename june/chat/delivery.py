@@ -12,12 +12,12 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import cast
 
 from june.backoff import BackOff
 from june.chat import Adapter
 from june.chat.addresses import private_chat
-from june.chat.formatting import escape, visible_discord, visible_telegram
+from june.chat.apps import chat_app
+from june.chat.formatting import escape
 from june.errors import DeliveryError, JuneError, QueueError
 from june.messages import Delivered, Outbound, Platform, Purpose
 from june.sections import DeliverySettings
@@ -49,7 +49,6 @@ HEADINGS: dict[Purpose, str] = {
     "feedback_request": "📝 **What do you think?**",
 }
 """By what a program sends a message for."""
-VISIBLE = {"telegram": visible_telegram, "discord": visible_discord}
 
 
 def with_echo(text: str, echo: str) -> str:
@@ -142,7 +141,7 @@ class Delivery:
 
     def _start(self, rows: tuple[DueMessage, ...]) -> None:
         chat = rows[0].message.chat
-        platform = cast("Platform", chat.partition(":")[0])
+        platform = chat.partition(":")[0]
         adapter = self._adapters.get(platform)
         if adapter is None:
             log.warning("reply.held", platform=platform, detail="june is not on that app at the moment")
@@ -185,6 +184,8 @@ class Delivery:
                 parts = await self._send(adapter, group)
                 await self._commit(partial(self._store.outbox.mark_sent, _ids(group)))
         except Exception as error:  # the boundary: whatever one message comes to, the others are sent
+            if await self._follow(rows, error):
+                return ()
             if await self._postpone_or_give_up(adapter.platform, rows, group, error):
                 return ()
         else:
@@ -198,6 +199,21 @@ class Delivery:
                 attempts=group[0].attempts,
             )
         return rows[len(group) :]
+
+    async def _follow(self, rows: tuple[DueMessage, ...], error: Exception) -> bool:
+        """Return whether the chat has a new name, under which all of it is kept and the rows are due now."""
+        if not (isinstance(error, DeliveryError) and error.moved_to):
+            return False
+        if rows[0].attempts >= self._settings.max_attempts:
+            return False
+        _count(error.reason)
+        now_s, old = self._clock(), rows[0].message.chat
+        await self._commit(
+            partial(self._store.outbox.postpone, _ids(rows), due_at_s=now_s, error=error.reason)
+        )
+        await self._commit(partial(self._store.conversations.move, old, error.moved_to))
+        log.info("chat.moved", platform=old.partition(":")[0])
+        return True
 
     async def _postpone_or_give_up(
         self,
@@ -356,7 +372,9 @@ async def _put(adapter: Adapter, message: Outbound, part: str, target: str, *, r
         if error.reason != "markup":
             raise
         _count(error.reason)
-    return await adapter.send_plain(message.chat, VISIBLE[adapter.platform](part), reply_to=reply_to)
+    app = chat_app(adapter.platform)
+    visible = app.visible(part) if app is not None else part
+    return await adapter.send_plain(message.chat, visible, reply_to=reply_to)
 
 
 def _fitting(adapter: Adapter, rows: tuple[DueMessage, ...]) -> tuple[DueMessage, ...]:

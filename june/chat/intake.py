@@ -87,6 +87,15 @@ class Gate:
         """See `Intake`."""
         return await self._store.inbox.cursor(name)
 
+    async def moved(self, old: str, new: str) -> None:
+        """See `Intake`.
+
+        Raises:
+            StoreError: nothing was committed.
+        """
+        await self._store.conversations.move(old, new)
+        log.info("chat.moved", platform=new.partition(":")[0], chat=new)
+
     async def receive(self, batch: Sequence[Inbound], *, cursor: tuple[str, str] | None = None) -> None:
         """See `Intake`.
 

@@ -22,7 +22,7 @@ SIGN_RETRY_S = 5.0
 SIGN_BACK_OFF = BackOff(first_s=SIGN_RETRY_S, longest_s=SIGN_RETRY_S)
 
 
-class Preview:
+class GrowingMessage:
     """The beginning of one answer, shown in its chat while the rest is being written.
 
     It is a draft where the chat knows drafts, and else one message, which `Delivery` turns into the answer.
@@ -84,7 +84,7 @@ class Preview:
                 await self._put(first)
             except DeliveryError as error:
                 _count("preview", error.reason)
-                if error.reason in ("gone", "refused"):
+                if error.reason in ("moved", "gone", "refused"):
                     return
                 failures += 1
                 pause_s = PREVIEW_BACK_OFF.pause_s(failures, error.retry_after_s)

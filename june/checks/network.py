@@ -1,23 +1,22 @@
 """What june has to do with others: tokens, ports, and (online) whether the configured endpoints answer."""
 
 import asyncio
-import base64
-import binascii
 import errno
 import http.client
 import json
-import re
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
-from typing import Any, Literal
+from typing import Any
 
 import aiohttp
 
 from june.api.access import check_exposure
+from june.chat.apps import chat_apps
+from june.chat.descriptor import Endpoint
 from june.checks import Finding
 from june.errors import JuneError
 from june.settings import Settings
@@ -28,45 +27,28 @@ ANSWER_S = 2.0
 LONGEST_ANSWER_BYTES = 1000
 DRIFT_S = 30.0
 """A Date header is exact to one second, and the way from a server takes less than ten."""
-TELEGRAM_TOKEN = re.compile(r"\d{5,}:[A-Za-z0-9_-]{20,}")
-"""Number of the bot, colon, 35 characters; fewer are let through, since Telegram promises no length."""
-DISCORD_TOKEN = re.compile(r"([A-Za-z0-9_-]+)\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
-"""Number of the bot in base64, time of making, signature."""
 
 
 def tokens(settings: Settings) -> Iterator[Finding]:
-    """Whether each token that is set looks like one."""
-    telegram = settings.telegram.token.get_secret_value()
-    discord = settings.discord.token.get_secret_value()
-    if telegram:
-        is_right = TELEGRAM_TOKEN.fullmatch(telegram) is not None
-        yield _formed("telegram", "Take it from @BotFather; it looks like 123456789:AAH….", is_right=is_right)
-    if discord:
-        remedy = "Take it from the page Bot of the application in the developer portal; it has three parts."
-        yield _formed("discord", remedy, is_right=_is_discord_token(discord))
-    if not (telegram or discord):
-        remedy = "Set telegram.token or discord.token; the commands ask and bench need none."
+    """Yield whether each token that is set has the form of one."""
+    found = {app: settings.section_of(app).token.get_secret_value() for app in chat_apps()}
+    for app, token in found.items():
+        if not token:
+            continue
+        if app.is_token(token):
+            yield Finding(app.name, "ok", f"{app.name}.token has the form of a token")
+        else:
+            told = f"{app.name}.token does not have the form of a token"
+            yield Finding(app.name, "failed", told, app.remedy)
+    if not any(found.values()):
+        keys = " or ".join(f"{app.name}.token" for app in found)
+        remedy = f"Set {keys}; the commands ask and bench need none."
         yield Finding("chat apps", "warning", "no token is set, so june run would not start", remedy)
 
 
-def _is_discord_token(token: str) -> bool:
-    if (parts := DISCORD_TOKEN.fullmatch(token)) is None:
-        return False
-    try:
-        return base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)).isdigit()
-    except binascii.Error:
-        return False
-
-
-def _formed(app: str, remedy: str, *, is_right: bool) -> Finding:
-    if is_right:
-        return Finding(app, "ok", f"{app}.token is formed rightly")
-    return Finding(app, "failed", f"{app}.token is not formed like a token", remedy)
-
-
 def ports(settings: Settings) -> Iterator[Finding]:
-    """Whether june can listen where its settings tell it to, or listens there already."""
-    api, telegram = settings.api, settings.telegram
+    """Yield whether june can listen where its settings tell it to, or listens there already."""
+    api = settings.api
     if api.host:
         try:
             check_exposure(api)
@@ -75,8 +57,11 @@ def ports(settings: Settings) -> Iterator[Finding]:
             yield Finding("api", "failed", str(error), remedy)
         token = api.token.get_secret_value()
         yield _port("api", "api.port", api.host, api.port, token=token)
-    if telegram.token.get_secret_value() and telegram.mode == "webhook":
-        yield _port("webhook", "telegram.webhook_port", telegram.webhook_host, telegram.webhook_port)
+    for app in chat_apps():
+        section = settings.section_of(app)
+        if section.token.get_secret_value():
+            for port in app.ports(section):
+                yield _port(port.name, port.key, port.host, port.number)
 
 
 def _port(name: str, key: str, host: str, port: int, *, token: str | None = None) -> Finding:
@@ -122,81 +107,63 @@ class _Answer:
 
 
 def online(settings: Settings) -> Iterator[Finding]:
-    """What the configured servers say: the tokens are accepted, the endpoints answer, the clocks agree."""
+    """Yield what the configured servers say of the tokens, the endpoints and the clocks."""
     endpoints = _endpoints(settings)
-    answers = asyncio.run(_ask_all(endpoints))
-    for endpoint, answer in zip(endpoints, answers, strict=True):
-        yield endpoint.judge(answer)
+    answers = asyncio.run(_ask_all([endpoint for _, endpoint in endpoints]))
+    for (name, endpoint), answer in zip(endpoints, answers, strict=True):
+        yield _judged(name, endpoint, answer)
     drifts_s = [answer.ahead_s for answer in answers if answer.ahead_s is not None]
     if drifts_s:
         yield _drift(min(drifts_s, key=abs))
 
 
-@dataclass(frozen=True, slots=True)
-class _Endpoint:
-    """An address that june uses. `address` is what is shown of it: never a token."""
-
-    name: str
-    address: str
-    key: str
-    url: str
-    method: Literal["GET", "POST"] = "GET"
-    headers: Mapping[str, str] = field(default_factory=dict)
-    is_platform: bool = True
-    """Whether it takes a token, and says whose it is."""
-
-    def judge(self, answer: _Answer) -> Finding:
-        """The finding for what this endpoint answered."""
-        if answer.fault:
-            remedy = f"Look at the network, the proxy and {self.key}; june tries again by itself."
-            return Finding(self.name, "warning", f"{self.address} does not answer: {answer.fault}", remedy)
-        if not self.is_platform:
-            return Finding(self.name, "ok", f"{self.address} answers")
-        if answer.status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND}:
-            section = self.key.partition(".")[0]
-            remedy = f"Make a new token and set {section}.token; see whether {self.key} is right."
-            return Finding(self.name, "failed", f"{self.address} does not accept the token", remedy)
-        if answer.status != HTTPStatus.OK:
-            remedy = f"Try again later; if it stays so, see whether {self.key} is right."
-            return Finding(self.name, "warning", f"{self.address} answered {answer.status}", remedy)
-        return Finding(self.name, "ok", f"{self.address} accepts the token of {_account(answer.body)}")
+def _judged(name: str, endpoint: Endpoint, answer: _Answer) -> Finding:
+    """Return the finding for what an endpoint answered."""
+    if answer.fault:
+        remedy = f"Look at the network, the proxy and {endpoint.key}; june tries again by itendpoint."
+        return Finding(name, "warning", f"{endpoint.address} does not answer: {answer.fault}", remedy)
+    if not endpoint.takes_token:
+        return Finding(name, "ok", f"{endpoint.address} answers")
+    if answer.status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND}:
+        section = endpoint.key.partition(".")[0]
+        remedy = f"Make a new token and set {section}.token; see whether {endpoint.key} is right."
+        return Finding(name, "failed", f"{endpoint.address} does not accept the token", remedy)
+    if answer.status != HTTPStatus.OK:
+        remedy = f"Try again later; if it stays so, see whether {endpoint.key} is right."
+        return Finding(name, "warning", f"{endpoint.address} answered {answer.status}", remedy)
+    return Finding(name, "ok", f"{endpoint.address} accepts the token of {_account(answer.body)}")
 
 
 def _account(body: Any) -> str:
-    """Whose token it is; Telegram wraps what Discord says plainly."""
+    """Return whose token it is; an app may wrap what it says in `result`."""
     account = body.get("result", body) if isinstance(body, dict) else None
     name = account.get("username") if isinstance(account, dict) else None
     return f"@{name}" if isinstance(name, str) else "an account without a name"
 
 
-def _endpoints(settings: Settings) -> list[_Endpoint]:
+def _endpoints(settings: Settings) -> list[tuple[str, Endpoint]]:
+    """Return the servers that june is to reach, each with the name of what it is for."""
     found = []
-    if token := settings.telegram.token.get_secret_value():
-        base = settings.telegram.api_base.rstrip("/")
-        found.append(_Endpoint("telegram", base, "telegram.api_base", f"{base}/bot{token}/getMe", "POST"))
-    if token := settings.discord.token.get_secret_value():
-        base = settings.discord.api_base.rstrip("/")
-        headers = {"Authorization": f"Bot {token}"}
-        found.append(_Endpoint("discord", base, "discord.api_base", f"{base}/users/@me", headers=headers))
-        gateway = settings.discord.gateway
-        url = gateway.replace("ws", "http", 1)  # any answer will do: it is a web server that is asked
-        found.append(_Endpoint("discord", gateway, "discord.gateway", url, is_platform=False))
+    for app in chat_apps():
+        section = settings.section_of(app)
+        if section.token.get_secret_value():
+            found += [(app.name, endpoint) for endpoint in app.endpoints(section)]
     if traces := settings.telemetry.otlp_endpoint:
-        found.append(_Endpoint("traces", traces, "telemetry.otlp_endpoint", traces, is_platform=False))
+        found.append(("traces", Endpoint(traces, "telemetry.otlp_endpoint", traces, takes_token=False)))
     return found
 
 
-async def _ask_all(endpoints: Sequence[_Endpoint]) -> list[_Answer]:
+async def _ask_all(endpoints: Sequence[Endpoint]) -> list[_Answer]:
     limit = aiohttp.ClientTimeout(total=TIMEOUT_S)
     async with aiohttp.ClientSession(timeout=limit) as session:
         return await asyncio.gather(*(_ask(session, endpoint) for endpoint in endpoints))
 
 
-async def _ask(session: aiohttp.ClientSession, endpoint: _Endpoint) -> _Answer:
+async def _ask(session: aiohttp.ClientSession, endpoint: Endpoint) -> _Answer:
     """The endpoint's answer, without aiohttp's words: they quote the address, which may hold a token."""
     try:
         async with session.request(endpoint.method, endpoint.url, headers=endpoint.headers) as response:
-            is_json = endpoint.is_platform and response.content_type == "application/json"
+            is_json = endpoint.takes_token and response.content_type == "application/json"
             body = await response.json() if is_json else None
             return _Answer(response.status, body, _ahead_s(response.headers.get("Date", "")))
     except TimeoutError:

@@ -14,14 +14,9 @@ from typing import Annotated, TypeVar
 import typer
 from rich.table import Table
 
+from june.chat.apps import chat_app
 from june.chat.delivery import as_markdown
-from june.chat.formatting import (
-    validate_discord,
-    validate_telegram,
-    visible,
-    visible_discord,
-    visible_telegram,
-)
+from june.chat.formatting import visible
 from june.commands import queue
 from june.commands.terminal import Json, SettingsFile, Since, console, local_time, printable, seconds_since
 from june.errors import JuneError
@@ -159,9 +154,10 @@ def _meant(entry: HistoryEntry) -> str:
 
 
 def _shown(entry: HistoryEntry, one: Delivered) -> str:
-    if entry.platform == "discord":  # which knows no text without markup
-        return visible_discord(one.text)
-    return visible_telegram(one.text) if one.parse_mode else one.text
+    app = chat_app(entry.platform)
+    if app is None or not (one.parse_mode or app.reads_plain_text_as_markup):
+        return one.text
+    return app.visible(one.text)
 
 
 def _faults(entry: HistoryEntry) -> Iterator[str]:
@@ -175,12 +171,10 @@ def _faults(entry: HistoryEntry) -> Iterator[str]:
             yield "The chat got no voice message."
         return
     yield from _differences(entry)
+    app = chat_app(entry.platform)
     for number, one in enumerate(entry.delivered, 1):
-        if entry.platform == "discord":
-            problems = validate_discord(one.text)
-        else:
-            problems = validate_telegram(one.text) if one.parse_mode else []
-        yield from (f"Part {number}: {problem}" for problem in problems)
+        if app is not None and (one.parse_mode or app.reads_plain_text_as_markup):
+            yield from (f"Part {number}: {problem}" for problem in app.faults(one.text))
 
 
 def _differences(entry: HistoryEntry) -> Iterator[str]:

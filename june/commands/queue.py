@@ -16,6 +16,7 @@ from rich.table import Table
 
 from june.api.client import ApiClient, open_client
 from june.api.requests import timestamp
+from june.chat.apps import APPS
 from june.commands.terminal import (
     Json,
     SettingsFile,
@@ -41,7 +42,7 @@ Id = Annotated[int, typer.Argument(metavar="ID", min=1, max=10**18 - 1, help="Of
 Text = Annotated[str, typer.Argument(help="What is written, in Markdown; - reads standard input.")]
 Url = Annotated[str, typer.Option(help="june's address, if the settings do not tell it.")]
 Field = Annotated[str, typer.Option(help="Print this field of the message alone, such as id or text.")]
-Platform = Annotated[str, typer.Option(help="Of one chat app: telegram or discord.")]
+Platform = Annotated[str, typer.Option(help=f"Of one chat app: {' or '.join(APPS)}.")]
 Chat = Annotated[str, typer.Option(help="Of one chat, such as telegram:123456789.")]
 User = Annotated[str, typer.Option(help="Of one person, such as telegram:123456789.")]
 Kind = Annotated[str, typer.Option(help="Of one kind, such as voice or text.")]

@@ -15,7 +15,7 @@ from june.telemetry import configure_logging
 def run(
     settings_file: Annotated[Path | None, typer.Option("--settings", help="Settings file.")] = None,
 ) -> None:
-    """Answer on Telegram and Discord until SIGTERM or Ctrl-C."""
+    """Answer on the chat apps until SIGTERM or Ctrl-C."""
     settings = load_settings(settings_file)
     configure_logging(settings.telemetry, settings.secret_values())
     asyncio.run(_serve(settings))

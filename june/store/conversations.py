@@ -65,3 +65,45 @@ class Conversations(Part):
             mode=preferences.mode,
             language=preferences.language,
         )
+
+    @transaction
+    def move(self, sql: Transaction, old: str, new: str) -> None:
+        """Keep under a chat's new name all that is kept of it and of its topics, whatever its status.
+
+        The chat's messages have new ids there. So that no new one is mistaken for an old one, what was id 7
+        of the chat "telegram:-5" becomes "telegram:-5 7", which is no id of any app. What both names have set
+        for themselves stays as the new one has it. It may be called again for what came under the old name
+        meanwhile.
+        """
+        moved = "chat = :old OR substr(chat, 1, length(:old) + 1) = :old || '/'"
+        name = ":new || substr(chat, length(:old) + 1)"
+        sql.execute(
+            f"UPDATE messages SET chat = {name}, platform_message_id = {_left('platform_message_id')},"  # noqa: S608
+            f" reply_to = {_left('reply_to')}, preview_id = {_left('preview_id')},"
+            " delivered = (SELECT json_group_array("
+            " json_set(value, '$.message_id', messages.chat || ' ' || json_extract(value, '$.message_id')))"
+            f" FROM json_each(messages.delivered)) WHERE {moved}",
+            old=old,
+            new=new,
+        )
+        sql.execute(
+            f"UPDATE sent_as SET chat = {name}, platform_message_id = {_left('platform_message_id')}"  # noqa: S608
+            f" WHERE {moved}",
+            old=old,
+            new=new,
+        )
+        sql.execute(
+            "INSERT INTO chats (chat, mode, language, forgotten_up_to_id)"  # noqa: S608
+            f" SELECT {name}, mode, language, forgotten_up_to_id FROM chats WHERE {moved}"
+            " ON CONFLICT (chat) DO UPDATE SET mode = coalesce(nullif(mode, ''), excluded.mode),"
+            " language = coalesce(nullif(language, ''), excluded.language),"
+            " forgotten_up_to_id = max(forgotten_up_to_id, excluded.forgotten_up_to_id)",
+            old=old,
+            new=new,
+        )
+        sql.execute(f"DELETE FROM chats WHERE {moved}", old=old)  # noqa: S608
+
+
+def _left(column: str) -> str:
+    """Return SQL for a platform's id that its chat has left behind."""
+    return f"CASE {column} WHEN '' THEN '' ELSE chat || ' ' || {column} END"

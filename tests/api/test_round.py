@@ -7,7 +7,7 @@ from typing import Any
 
 from june.audio import decode
 from june.bench.voice import Question, wrong_words
-from june.chat.formatting import visible_telegram
+from june.chat.telegram.formatting import visible_telegram
 from june.settings import Settings
 from june.stt.faster_whisper import FasterWhisper
 from tests.api_client import Client, read_events, talking_to

@@ -11,16 +11,20 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import SecretStr
 from structlog.testing import capture_logs
 from structlog.typing import EventDict
 
 from june.chat.delivery import BACK_OFF, FINISH_S, GIVEN_UP, MAX_CHATS, VOICE_REFUSED, Delivery, with_echo
-from june.chat.formatting import telegram_parts, visible_telegram
+from june.chat.telegram.adapter import Telegram
+from june.chat.telegram.formatting import telegram_parts, visible_telegram
+from june.chat.telegram.settings import TelegramSettings
 from june.errors import DeliveryError, Refusal
 from june.messages import Outbound, Platform, Purpose, Voice
 from june.sections import DeliverySettings
 from june.store import DueMessage, Store, open_store
 from tests.fakes import FakeAdapter
+from tests.telegram_server import TelegramServer
 
 CHAT = "telegram:1"
 PATIENCE_S = 10
@@ -185,6 +189,37 @@ def test_the_pauses_double_up_to_five_minutes(attempts: int, pause_s: float) -> 
     assert min(pauses_s) >= pause_s
     assert max(pauses_s) <= 1.25 * pause_s
     assert len(set(pauses_s)) > 40
+
+
+async def test_a_chat_that_moved_is_followed_with_all_that_is_due(desk: Desk) -> None:
+    await desk.put(text("one"), text("two"), text("elsewhere", "telegram:2"))
+    desk.app.failures.append(DeliveryError("moved", "no", moved_to="telegram:-100"))
+    await desk.send_due()
+    assert await desk.statuses() == ["SENT"] * 3
+    assert [desk.app.shown(chat) for chat in ("telegram:-100", CHAT)] == [["one", "two"], []]
+
+
+async def test_a_chat_that_moves_for_ever_is_given_up(desk: Desk) -> None:
+    await desk.put(text("hello"))
+    desk.app.refuses["send_text"] = DeliveryError("moved", "no", moved_to=CHAT)
+    await desk.send_all()
+    assert (await desk.statuses())[0] == "ERROR"
+    assert desk.app.requests.count(("send_text", CHAT)) <= 2 * desk.settings.max_attempts
+
+
+async def test_a_reply_to_a_group_that_became_a_supergroup_arrives_in_the_supergroup(desk: Desk) -> None:
+    async with TelegramServer() as server:
+        server.upgrade(-5, -1005)
+        settings = TelegramSettings(token=SecretStr(server.token), api_base=server.base_url)
+        app = Telegram(settings, DeliverySettings())
+        await desk.put(Outbound("telegram:-5", "text", "Hello", reply_to="7"))
+        delivery = Delivery(desk.store, {"telegram": app}, desk.settings, clock=desk.clock)
+        running = asyncio.create_task(delivery.run())
+        await delivery.drain(PATIENCE_S)
+        running.cancel()
+        await asyncio.wait([running])
+        await app.close()
+    assert [(call.chat, call.text) for call in server.sent("sendMessage")] == [(-1005, "Hello")]
 
 
 async def test_a_pause_is_as_long_as_the_app_asks_for(desk: Desk) -> None:

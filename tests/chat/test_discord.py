@@ -16,12 +16,14 @@ from discord.gateway import KeepAliveHandler
 from discord.http import Route
 from pydantic import SecretStr
 
-import june.chat.discord as module
 from june.chat import Adapter, CommandInfo
-from june.chat.discord import Discord
+from june.chat.discord import listening as module
+from june.chat.discord.adapter import Discord
+from june.chat.discord.sending import MAX_VOICE_BYTES
+from june.chat.discord.settings import DiscordSettings
 from june.errors import AdapterError, DeliveryError, Refusal, StoreError
 from june.messages import Attachment, Inbound, PlatformState, Voice
-from june.sections import DeliverySettings, DiscordSettings
+from june.sections import DeliverySettings
 from tests.discord_server import (
     BOT_ID,
     GUILD_ID,
@@ -66,6 +68,10 @@ class MemoryIntake:
             self.cursors[cursor[0]] = cursor[1]
         async with self._changed:
             self._changed.notify_all()
+
+    async def moved(self, old: str, new: str) -> None:
+        """Discord's channels keep their ids."""
+        raise NotImplementedError
 
     async def cursor(self, name: str) -> str:
         """See `Intake.cursor`."""
@@ -676,7 +682,7 @@ async def test_a_voice_message_over_discords_limit_is_not_even_tried(
     server: DiscordServer, adapter: WatchedDiscord, chat: str
 ) -> None:
     with pytest.raises(DeliveryError) as refused:
-        await adapter.send_voice(chat, Voice(b"OggS" * (adapter.max_voice_bytes // 4 + 1), 1.0, b"\x01"))
+        await adapter.send_voice(chat, Voice(b"OggS" * (MAX_VOICE_BYTES // 4 + 1), 1.0, b"\x01"))
     assert (refused.value.reason, server.requests) == ("too_large", [])
 
 

@@ -15,16 +15,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from teremok import MockedSession
 
-from june.chat.formatting import (
-    discord_parts,
-    telegram_parts,
-    validate_discord,
-    validate_telegram,
-    visible,
-    visible_discord,
-    visible_telegram,
-)
-from june.sections import DiscordSettings
+from june.chat.discord.formatting import discord_parts, validate_discord, visible_discord
+from june.chat.discord.settings import DiscordSettings
+from june.chat.formatting import visible
+from june.chat.telegram.formatting import telegram_parts, validate_telegram, visible_telegram
 
 
 class Platform(NamedTuple):

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from june.chat.progress import PREVIEW_INTERVAL_S, SIGN_RETRY_S, Preview, working
+from june.chat.progress import PREVIEW_INTERVAL_S, SIGN_RETRY_S, GrowingMessage, working
 from june.errors import DeliveryError, Refusal
 from june.messages import Inbound
 from june.store import Received, Store, open_store
@@ -81,7 +81,7 @@ async def shown(app: FakeAdapter, texts: list[str]) -> None:
 async def test_the_first_text_shows_at_once_and_then_the_newest_once_a_second(
     store: Store, app: FakeAdapter, received: Received, clock: LoopClock
 ) -> None:
-    preview = Preview(store, app, received)
+    preview = GrowingMessage(store, app, received)
     preview.show("The")
     await shown(app, ["The"])
     await noted(store, received)
@@ -104,7 +104,7 @@ async def noted(store: Store, received: Received) -> None:
 async def test_a_turn_that_is_repeated_goes_on_with_the_message_of_its_first_attempt(
     store: Store, app: FakeAdapter, received: Received
 ) -> None:
-    preview = Preview(store, app, received)
+    preview = GrowingMessage(store, app, received)
     preview.show("The")
     await shown(app, ["The"])
     message_id = await preview.finish()
@@ -112,7 +112,7 @@ async def test_a_turn_that_is_repeated_goes_on_with_the_message_of_its_first_att
     again = await claimed(store)
     assert again.preview_id == message_id
     app.knows_drafts = True
-    preview = Preview(store, app, again)
+    preview = GrowingMessage(store, app, again)
     preview.show("A sky")
     await shown(app, ["A sky"])
     assert await preview.finish() == message_id
@@ -122,7 +122,7 @@ async def test_a_text_shows_as_a_draft_where_the_chat_knows_drafts(
     store: Store, app: FakeAdapter, received: Received, clock: LoopClock
 ) -> None:
     app.knows_drafts = True
-    preview = Preview(store, app, received)
+    preview = GrowingMessage(store, app, received)
     preview.show("The")
     await app.requested(1)
     preview.show("The sky")
@@ -135,7 +135,7 @@ async def test_a_text_shows_as_a_draft_where_the_chat_knows_drafts(
 async def test_only_the_first_part_shows_and_only_when_it_changes(
     store: Store, app: FakeAdapter, received: Received, clock: LoopClock
 ) -> None:
-    preview = Preview(store, app, received)
+    preview = GrowingMessage(store, app, received)
     preview.show(LONG)
     await shown(app, app.parts(LONG)[:1])
     await noted(store, received)
@@ -150,7 +150,7 @@ async def test_only_the_first_part_shows_and_only_when_it_changes(
 async def test_nothing_is_sent_while_there_is_nothing_to_see(
     store: Store, app: FakeAdapter, received: Received, clock: LoopClock, texts: list[str]
 ) -> None:
-    preview = Preview(store, app, received)
+    preview = GrowingMessage(store, app, received)
     for text in texts:
         preview.show(text)
         await passes(clock, PREVIEW_INTERVAL_S)
@@ -162,7 +162,7 @@ async def test_a_preview_waits_as_long_as_the_app_asks_for(
     store: Store, app: FakeAdapter, received: Received, clock: LoopClock
 ) -> None:
     app.failures.append(DeliveryError("try_again", "no", retry_after_s=30))
-    preview = Preview(store, app, received)
+    preview = GrowingMessage(store, app, received)
     preview.show("The")
     await app.requested(1)
     await passes(clock, 29)
@@ -176,7 +176,7 @@ async def test_the_pauses_of_a_failing_preview_grow_until_it_succeeds(
     store: Store, app: FakeAdapter, received: Received, clock: LoopClock
 ) -> None:
     app.refuses["send_text"] = DeliveryError("try_again", "no")
-    preview = Preview(store, app, received)
+    preview = GrowingMessage(store, app, received)
     preview.show("The")
     await app.requested(1)
     for pause_s in (1, 2, 4, 8, 16, 32, 60, 60):
@@ -202,7 +202,7 @@ async def test_a_preview_ends_when_the_app_wants_none(
     store: Store, app: FakeAdapter, received: Received, clock: LoopClock, reason: Refusal
 ) -> None:
     app.failures.append(DeliveryError(reason, "no"))
-    preview = Preview(store, app, received)
+    preview = GrowingMessage(store, app, received)
     for text in ("The", "The sky"):
         preview.show(text)
         await passes(clock, PREVIEW_INTERVAL_S)
@@ -214,7 +214,7 @@ async def test_an_unexpected_error_ends_the_preview_and_nothing_else(
     store: Store, app: FakeAdapter, received: Received
 ) -> None:
     app.failures.append(ValueError())
-    preview = Preview(store, app, received)
+    preview = GrowingMessage(store, app, received)
     preview.show("The")
     await app.requested(1)
     preview.show("The sky")
@@ -226,7 +226,7 @@ async def test_finishing_waits_for_a_request_in_flight_and_for_no_pause(
     store: Store, app: FakeAdapter, received: Received, clock: LoopClock
 ) -> None:
     app.gates[CHAT] = asyncio.Event()
-    preview = Preview(store, app, received)
+    preview = GrowingMessage(store, app, received)
     preview.show("The")
     await app.requested(1)
     finishing = asyncio.create_task(preview.finish())
@@ -258,7 +258,7 @@ async def test_whatever_fails_there_is_never_a_second_preview(
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(loop, "time", clock)
             await store.inbox.receive([(question, "owner")])
-            preview = Preview(store, app, await claimed(store))
+            preview = GrowingMessage(store, app, await claimed(store))
             for number in range(len(fates) + 1):
                 preview.show(f"The sky {number}")
                 await passes(clock, 0)

@@ -19,14 +19,15 @@ from pydantic import SecretStr
 from teremok import MockedSession
 from teremok.validation import validate_html
 
-import june.chat.telegram
 from june.backoff import BackOff
 from june.chat import Adapter, CommandInfo
-from june.chat.formatting import visible_telegram
-from june.chat.telegram import Telegram
+from june.chat.telegram import receiving
+from june.chat.telegram.adapter import Telegram
+from june.chat.telegram.formatting import visible_telegram
+from june.chat.telegram.settings import TelegramSettings
 from june.errors import AdapterError, DeliveryError, Refusal, SettingsError, StoreError
 from june.messages import Attachment, Delivered, Inbound, Voice
-from june.sections import DeliverySettings, TelegramSettings
+from june.sections import DeliverySettings
 from tests import telegram_server as api
 from tests.telegram_server import ALICE, BOT, GROUP, TOKEN, Call, Failure, TelegramServer
 
@@ -45,6 +46,7 @@ class Inbox:
     def __init__(self) -> None:
         self.messages: list[Inbound] = []
         self.cursors: dict[str, str] = {}
+        self.moves: list[tuple[str, str, int]] = []
         self.error: StoreError | None = None
         self.may_commit = asyncio.Event()
         self.may_commit.set()
@@ -59,6 +61,11 @@ class Inbox:
             raise self.error
         self.messages += batch
         self.cursors |= [cursor] if cursor else []
+        self._changed.set()
+
+    async def moved(self, old: str, new: str) -> None:
+        """Note it, in the order of what arrives."""
+        self.moves.append((old, new, len(self.messages)))
         self._changed.set()
 
     async def cursor(self, name: str) -> str:
@@ -534,8 +541,8 @@ async def test_june_does_not_insist_where_it_is_of_no_use(
 async def test_june_gives_up_when_telegram_stays_away(
     telegram: Telegram, inbox: Inbox, server: TelegramServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(june.chat.telegram, "BACK_OFF", BackOff(0.01, 0.01))
-    monkeypatch.setattr(june.chat.telegram, "MAX_TRIES", 3)
+    monkeypatch.setattr(receiving, "BACK_OFF", BackOff(0.01, 0.01))
+    monkeypatch.setattr(receiving, "MAX_TRIES", 3)
     server.fail("getUpdates", *[api.DROPPED] * 3)
     with pytest.raises(AdapterError, match="cannot be reached") as raised:
         await asyncio.wait_for(telegram.run(inbox, COMMANDS), 10)
@@ -904,13 +911,56 @@ REFUSALS: list[tuple[Failure, Refusal]] = [
     (api.UNAUTHORIZED, "try_again"),
     (api.BLOCKED, "gone"),
     (api.bad_request("chat not found"), "gone"),
-    (Failure(400, "Bad Request: group chat was upgraded", {"migrate_to_chat_id": -100_900}), "gone"),
+    (Failure(400, "Bad Request: group chat was upgraded", {"migrate_to_chat_id": -100_900}), "moved"),
     (api.TOO_LARGE, "too_large"),
     (api.bad_request("VOICE_MESSAGES_FORBIDDEN"), "voice_forbidden"),
     (api.bad_request("not enough rights to send voice messages to the chat"), "voice_forbidden"),
     (api.bad_request('can\'t parse entities: Unsupported start tag "my diary"'), "markup"),
     (api.bad_request("CHAT_WRITE_FORBIDDEN"), "refused"),
 ]
+
+
+SUPERGROUP = -100_900
+
+
+async def test_a_group_that_becomes_a_supergroup_is_told_with_its_new_name(
+    telegram: Telegram, inbox: Inbox, server: TelegramServer
+) -> None:
+    group = -77
+    server.push("before", chat=group)
+    server.upgrade(group, SUPERGROUP)
+    server.push("after", chat=SUPERGROUP)
+    async with running(telegram, inbox):
+        messages = await inbox.count(2)
+    assert inbox.moves[0] == ("telegram:-77", f"telegram:{SUPERGROUP}", 0)
+    assert {move[:2] for move in inbox.moves} == {("telegram:-77", f"telegram:{SUPERGROUP}")}
+    assert [(message.text, message.chat) for message in messages] == [
+        ("before", f"telegram:{SUPERGROUP}"),
+        ("after", f"telegram:{SUPERGROUP}"),
+    ]
+
+
+async def test_a_refusal_by_a_group_that_became_a_supergroup_names_it(
+    telegram: Telegram, server: TelegramServer
+) -> None:
+    server.upgrade(-77, SUPERGROUP)
+    for send in (telegram.send_text, telegram.send_plain):
+        with pytest.raises(DeliveryError) as raised:
+            await send("telegram:-77", "Hello")
+        assert (raised.value.reason, raised.value.moved_to) == ("moved", f"telegram:{SUPERGROUP}")
+
+
+async def test_what_a_group_left_behind_is_neither_answered_nor_edited_nor_deleted(
+    telegram: Telegram, server: TelegramServer
+) -> None:
+    chat, left = f"telegram:{SUPERGROUP}", "telegram:-77 5"
+    await telegram.send_text(chat, "Hello", reply_to=left)
+    assert server.sent("sendMessage", SUPERGROUP)[0].reply_to == 0
+    with pytest.raises(DeliveryError) as raised:
+        await telegram.edit_text(chat, left, "Hello again")
+    assert raised.value.reason == "gone"
+    await telegram.delete(chat, left)
+    assert [call.method for call in server.calls] == ["sendMessage"]
 
 
 @pytest.mark.parametrize("method", ["sendMessage", "sendVoice"])

@@ -25,7 +25,7 @@ from june.kernels import Kernel
 from june.lineup import ChosenModels
 from june.models import LocalModel
 from june.sections import PROJECT_ROOT, LlmSettings
-from june.settings import Settings
+from june.settings import Settings, complete_settings
 from tests.conftest import CATALOGUE
 from tests.discord_server import DiscordServer
 from tests.program import write_settings
@@ -307,8 +307,9 @@ def taken_port() -> Iterator[int]:
 )
 def test_a_port_that_is_taken_is_named_with_its_key(section: str, key: str, more: dict[str, str]) -> None:
     def look(port: int) -> Finding:
-        keys = {"api": {"host": "127.0.0.1", "port": 0}}
-        chosen = Settings.model_validate(keys | {section: keys.get(section, {}) | more | {key: port}})
+        keys: dict[str, dict[str, Any]] = {"api": {"host": "127.0.0.1", "port": 0}}
+        keys[section] = keys.get(section, {}) | more | {key: port}
+        chosen = complete_settings().model_validate(keys)
         return list(network.ports(chosen))[-1]
 
     with taken_port() as port:
@@ -320,7 +321,7 @@ def test_a_port_that_is_taken_is_named_with_its_key(section: str, key: str, more
 
 
 def test_an_endpoint_that_others_reach_needs_a_token() -> None:
-    open_to_all = Settings.model_validate({"api": {"host": "0.0.0.0", "port": 0}})  # noqa: S104 - not opened
+    open_to_all = complete_settings().model_validate({"api": {"host": "0.0.0.0", "port": 0}})  # noqa: S104 - not opened
     exposure, port = network.ports(open_to_all)
     assert exposure.status == "failed"
     assert "api.token" in exposure.found
@@ -340,7 +341,7 @@ def test_an_endpoint_that_others_reach_needs_a_token() -> None:
     ],
 )
 def test_a_token_is_looked_at_before_anybody_is_asked(app_name: str, token: str, *, is_right: bool) -> None:
-    (finding,) = network.tokens(Settings.model_validate({app_name: {"token": token}}))
+    (finding,) = network.tokens(complete_settings().model_validate({app_name: {"token": token}}))
     assert finding.status == ("ok" if is_right else "failed")
     assert token not in finding.found + finding.remedy
 

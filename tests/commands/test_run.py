@@ -17,7 +17,8 @@ import pytest
 from june.app import serve
 from june.audio import decode
 from june.bench.voice import Question, wrong_words
-from june.chat.formatting import visible_discord, visible_telegram
+from june.chat.discord.formatting import visible_discord
+from june.chat.telegram.formatting import visible_telegram
 from june.conversation.speakable import speakable
 from june.sections import PROJECT_ROOT
 from june.settings import Settings, load_settings

@@ -30,7 +30,7 @@ from aiohttp import ClientSession
 from june.bench.voice import Question
 from june.models import STARTER
 from june.sections import PROJECT_ROOT
-from june.settings import Settings
+from june.settings import Settings, complete_settings
 from tests.program import Program
 from tests.telegram_server import ALICE, TelegramServer
 
@@ -194,7 +194,7 @@ def test_every_variable_and_secret_of_junes_is_a_setting(monkeypatch: pytest.Mon
     for name, value in [*environments(), *((secret.upper(), "x") for secret in secrets)]:
         if name.startswith("JUNE_"):
             section, key = name.removeprefix("JUNE_").lower().split("__")
-            assert key in type(getattr(Settings(), section)).model_fields
+            assert key in type(getattr(complete_settings()(), section)).model_fields
             monkeypatch.setenv(name, value)
     assert Settings().models.directory == Path("/models")
     assert Settings().store.path == Path("/data/june.db")
