@@ -2,7 +2,7 @@
 
 `image` lays out what the Dockerfile copies, with a Python that has june's pinned libraries and no other, and
 runs the Dockerfile's own command line in it, under its environment, as an ordinary user who may write to
-/models, /data and /tmp only. That the image can be built is not tested here.
+/models, /data and /tmp only. `test_image` builds the image and runs that.
 """
 
 import asyncio
