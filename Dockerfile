@@ -8,8 +8,15 @@
 #       --build-arg CMAKE_ARGS="-DGGML_NATIVE=OFF" .             no GPU
 #
 # CUDA 12, since ctranslate2 (Whisper) loads libcublas.so.12; 12.9 is the first that knows DGX Spark.
-ARG BUILD_IMAGE=nvidia/cuda:12.9.1-cudnn-devel-ubuntu24.04
-ARG RUNTIME_IMAGE=nvidia/cuda:12.9.1-cudnn-runtime-ubuntu24.04
+# cuDNN is not needed: ctranslate2 and llama.cpp open libcublas and libcudart, which "runtime" holds and "base" does not.
+ARG BUILD_IMAGE=nvidia/cuda:12.9.1-devel-ubuntu24.04
+ARG RUNTIME_IMAGE=nvidia/cuda:12.9.1-runtime-ubuntu24.04
+
+# --- Takes the pin of llama.cpp alone out of the lock: other changes of the lock do not compile it again ---
+FROM ${BUILD_IMAGE} AS pin
+
+COPY requirements/runtime.txt /
+RUN sed -n '/^llama-cpp-python==/,/[^\\]$/p' /runtime.txt > /llama.txt
 
 # --- Compiles llama.cpp, and installs what requirements/ pins by hash ---
 FROM ${BUILD_IMAGE} AS build
@@ -23,7 +30,7 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/*
 
 WORKDIR /build
-COPY requirements/build.txt requirements/runtime.txt ./
+COPY requirements/build.txt ./
 RUN python3 -m venv /opt/june \
     && /opt/june/bin/pip install --no-cache-dir --require-hashes --requirement build.txt
 
@@ -32,8 +39,19 @@ ARG CUDA_ARCHITECTURES="75;80;86;89;90;120"
 # GGML_NATIVE=OFF: for any x86-64 with AVX2, not only for the machine that builds. The linker may leave
 # libcuda.so.1 open: it comes with the host's driver, and is not in this image. NCCL is for several GPUs.
 ARG CMAKE_ARGS="-DGGML_CUDA=on -DGGML_CUDA_NCCL=OFF -DGGML_NATIVE=OFF -DCMAKE_CUDA_ARCHITECTURES=${CUDA_ARCHITECTURES} -DCMAKE_EXE_LINKER_FLAGS=-Wl,--allow-shlib-undefined"
+COPY --from=pin /llama.txt ./
+# The wheel holds each library six times: three names in two folders. llama_cpp opens those in its own folder, where
+# one file and two links are left; the other folder and the headers are for C++ programs.
 RUN CMAKE_ARGS="-DLLAVA_BUILD=OFF ${CMAKE_ARGS}" \
-    /opt/june/bin/pip install --no-cache-dir --require-hashes --no-build-isolation --requirement runtime.txt \
+    /opt/june/bin/pip install --no-cache-dir --no-deps --require-hashes --no-build-isolation --requirement llama.txt \
+    && rm -r /opt/june/lib/python3*/site-packages/lib /opt/june/lib/python3*/site-packages/include \
+    && for library in /opt/june/lib/python3*/site-packages/llama_cpp/lib/*.so; do \
+        for name in "${library}".*; do ln -sf "${library##*/}" "${name}"; done; \
+    done
+
+COPY requirements/runtime.txt ./
+RUN /opt/june/bin/pip install --no-cache-dir --require-hashes --no-build-isolation --only-binary llama-cpp-python \
+        --requirement runtime.txt \
     && /opt/june/bin/pip uninstall --yes cmake ninja scikit-build-core pathspec
 
 # For x86-64; on another machine the folder holds its sources alone.
@@ -41,7 +59,7 @@ COPY Makefile ./
 COPY june/kernels/ june/kernels/
 RUN make kernels
 
-# --- What runs: the CUDA 12 and cuDNN 9 libraries, Python, june ---
+# --- What runs: the CUDA 12 libraries, Python, june ---
 FROM ${RUNTIME_IMAGE} AS runtime
 
 LABEL org.opencontainers.image.title="june" \
@@ -86,7 +104,7 @@ EXPOSE 8080
 STOPSIGNAL SIGTERM
 # Well means: the chat apps are connected, the store answers, the event loop is not late. /ready waits for the
 # models, too.
-HEALTHCHECK --interval=30s --timeout=6s --start-period=60s --start-interval=5s --retries=3 \
+HEALTHCHECK --interval=15s --timeout=6s --start-period=60s --retries=4 \
     CMD ["python", "/app/deploy/healthcheck.py"]
 # In exec form: june is process 1 and gets SIGTERM itself.
 ENTRYPOINT ["python", "-m", "june"]

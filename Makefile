@@ -17,7 +17,7 @@ endif
 LLAMA_OVERRIDES := june/kernels/llama_overrides.avx512.kernel june/kernels/llama_overrides.avx2.kernel
 KERNELS := $(if $(filter x86_64,$(shell uname -m)),$(LLAMA_OVERRIDES) june/kernels/vits.kernel)
 
-.PHONY: demo test test-pythons lint install install-dev models kernels lock clean
+.PHONY: demo test test-pythons test-container lint install install-dev models kernels lock clean
 
 demo: models
 	@$(BIN)/python -m june ask june/bench/questions/sleep.ogg --out reply.ogg
@@ -43,6 +43,11 @@ test-python-%: models $(VENV)/wheels
 			VENV=.venv-$* PYTHON="$$python" WHEELS=$(VENV)/wheels .venv-$*/.installed-dev && \
 		.venv-$*/bin/python -m pytest -m "not slow" $(TESTS_OF_PYTHONS); \
 	fi
+
+# Builds the image with an engine of Docker's, and runs it. Needs root, Debian and 4 GB of disk.
+test-container: install-dev models
+	@command -v debootstrap >/dev/null || { echo "The container engine is installed with debootstrap: apt-get install debootstrap"; exit 1; }
+	@$(BIN)/python -m pytest tests/deploy/test_image.py
 
 lint: install-dev
 	@$(BIN)/ruff check .

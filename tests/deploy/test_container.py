@@ -2,7 +2,7 @@
 
 `image` lays out what the Dockerfile copies, with a Python that has june's pinned libraries and no other, and
 runs the Dockerfile's own command line in it, under its environment, as an ordinary user who may write to
-/models, /data and /tmp only. That the image can be built is not tested here.
+/models, /data and /tmp only. `test_image` builds the image and runs that.
 """
 
 import asyncio
@@ -10,7 +10,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import stat
 import subprocess
 import sys
@@ -31,7 +30,7 @@ from june.bench.voice import Question
 from june.models import STARTER
 from june.sections import PROJECT_ROOT
 from june.settings import Settings, complete_settings
-from tests.program import Program
+from tests.program import Program, free_port
 from tests.telegram_server import ALICE, TelegramServer
 
 NOBODY = 65_534
@@ -85,6 +84,25 @@ def test_what_the_dockerfile_copies_is_let_in_and_what_is_secret_is_not() -> Non
     assert all(any(PROJECT_ROOT.glob(source)) for source in copied)
 
 
+def test_no_other_change_of_the_lock_compiles_llama_cpp_again(tmp_path: Path) -> None:
+    """It is compiled from the build tools and from its own pin, which one step takes out of the lock."""
+    (compiling,) = [number for number, (_, rest) in enumerate(INSTRUCTIONS) if "LLAVA_BUILD" in rest]
+    begin = max(number for number in range(compiling) if INSTRUCTIONS[number][0] == "FROM")
+    copied = [rest for name, rest in INSTRUCTIONS[begin:compiling] if name == "COPY"]
+    assert copied == ["requirements/build.txt ./", "--from=pin /llama.txt ./"]
+    (taking,) = [rest for name, rest in INSTRUCTIONS[:begin] if name == "RUN"]
+    here = taking.replace("/runtime.txt", str(PROJECT_ROOT / "requirements/runtime.txt"))
+    subprocess.run(["sh", "-c", here.replace("/llama.txt", str(tmp_path / "llama.txt"))], check=True)  # noqa: S607
+    pin = r"llama-cpp-python==\S+( \\\n +--hash=sha256:[0-9a-f]{64})+\n"
+    assert re.fullmatch(pin, (tmp_path / "llama.txt").read_text())
+
+
+def test_a_machine_with_few_cores_or_an_older_engine_takes_what_is_written() -> None:
+    limits = composed("compose.yaml")["services"]["june"]["deploy"]["resources"]["limits"]
+    assert limits["cpus"] == "${CPU_LIMIT:-0}"
+    assert "--start-interval" not in DOCKERFILE
+
+
 def _sources(copy: str) -> list[str]:
     return [] if copy.startswith("--from") else copy.split()[:-1]
 
@@ -125,6 +143,8 @@ def test_compose_files_keep_to_the_schema_and_to_the_linters_rules(names: tuple[
     file.write_text(yaml.safe_dump(composed(*names)))
     checked = run_tool("check-jsonschema", "--builtin-schema", "vendor.compose-spec", file)
     assert checked.returncode == 0, checked.stdout
+    # No limit of cores is right for every machine: the owner sets one, or has none.
+    (tmp_path / ".env").write_text("CPU_LIMIT=2\n")
     linted = run_tool("compose-lint", "check", "--format", "json", "--fail-on", "low", file)
     rules = set(re.findall(r'"rule_id": ?"(CL-\d+)"', linted.stdout))
     # CL-0019 asks for digests of images, which cannot be known before an image is built or looked up.
@@ -369,12 +389,6 @@ def image(tree: Path) -> Iterator[Build]:
     yield build
     for volumes in made:
         shutil.rmtree(volumes)
-
-
-def free_port() -> int:
-    """A port that is free now; the image's health check has to know it beforehand."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 HEALTH_CHECK = json.loads(instruction("HEALTHCHECK").partition("CMD")[2])
