@@ -70,8 +70,8 @@ def choose_set(settings: Settings, catalogue: Catalogue, preset: Literal["auto",
     """
     gpus = hardware.find_gpus()
     obstacle = "no NVIDIA GPU was found"
-    if gpus and not llm.gpu_offload_supported(settings.llm):
-        gpus, obstacle = (), "llama.cpp was built without CUDA"
+    if gpus and (gpu_obstacle := llm.unloaded(settings.llm).gpu_use().obstacle):
+        gpus, obstacle = (), gpu_obstacle
     return choose_preset(
         catalogue,
         gpus,
@@ -163,7 +163,7 @@ async def _create_llm(settings: Settings, name: str) -> ChatModel:
         return model
 
     model = await run_aside(found)
-    return llm.create(settings.llm, model.entry, model.path)
+    return llm.create(settings.llm, model)
 
 
 def _require_models(stop: StopFlag, settings: Settings) -> ChosenModels:
@@ -197,7 +197,7 @@ async def open_models(settings: Settings) -> AsyncIterator[Models]:
             SwitchableModel(
                 partial(_create_llm, settings),
                 chosen.llm.name,
-                llm.create(settings.llm, chosen.llm.entry, chosen.llm.path),
+                llm.create(settings.llm, chosen.llm),
             ),
             tts.create(settings.tts, chosen.tts, chosen.voices),
         )

@@ -109,10 +109,8 @@ class ChatRequest:
     tools: tuple[Tool, ...] = ()
     """What the model may call instead of, or before, answering."""
     json_schema: JsonObject | None = None
-    """The answer is one JSON value that follows it, unless `max_tokens` cuts it off."""
-    grammar: str = ""
-    """The answer follows this grammar, in llama.cpp's GBNF with the start symbol `root`. Of `tools`,
-    `json_schema` and `grammar` a request has one at the most."""
+    """The answer is one JSON value that follows it, unless `max_tokens` cuts it off. A request has `tools` or
+    a schema, not both."""
 
 
 FinishReason = Literal["stop", "length", "tool_calls"]

@@ -96,7 +96,7 @@ class AudioSettings(Section):
 class SttSettings(Section):
     """Speech to text."""
 
-    backend: Literal["faster_whisper"] = "faster_whisper"
+    backend: str = "faster_whisper"
     """Engine that transcribes."""
     model: str = ""
     """Name in the catalogue; empty: the preset's."""
@@ -129,7 +129,7 @@ class SttSettings(Section):
 class LlmSettings(Section):
     """The language model."""
 
-    backend: Literal["llama_cpp"] = "llama_cpp"
+    backend: str = "llama_cpp"
     """Engine that writes the answers."""
     model: str = ""
     """Name in the catalogue; empty: the preset's."""
@@ -200,7 +200,7 @@ class LlmSettings(Section):
 class TtsSettings(Section):
     """Text to speech."""
 
-    backend: Literal["piper"] = "piper"
+    backend: str = "piper"
     """Engine that speaks."""
     model: str = ""
     """Name in the catalogue; empty: the preset's."""

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from june.bench.voice import Question, load_questions
-from june.llm.llama_cpp import LlamaCpp
+from june.llm.llama_cpp.model import LlamaCpp
 from june.models import STARTER, LocalModel, load_catalogue, require
 from june.sections import PROJECT_ROOT, LlmSettings, ModelsSettings
 from june.settings import Settings
@@ -56,7 +56,7 @@ async def stt(settings: Settings, model_paths: dict[str, Path]) -> AsyncIterator
 @pytest.fixture(scope="session")
 async def llm(settings: Settings, model_paths: dict[str, Path]) -> AsyncIterator[LlamaCpp]:
     """SmolLM2 with 135 million parameters."""
-    model = LlamaCpp(settings.llm, CATALOGUE[LLM], model_paths[LLM])
+    model = LlamaCpp(settings.llm, LocalModel(CATALOGUE[LLM], model_paths[LLM]))
     await model.load()
     await model.warm_up()
     yield model

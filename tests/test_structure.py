@@ -27,7 +27,7 @@ OWNERS = {
     "httpx2": "models/pull.py",
     "huggingface_hub": "models/pull.py",
     "jinja2": "llm/llama_cpp/template.py",
-    "llama_cpp": "llm/llama_cpp/",
+    "llama_cpp": "llm/llama_cpp/library.py",
     "markdown_it": "chat/formatting/markdown.py",
     "matplotlib": "bench/plot.py",
     "onnxruntime": "tts/piper.py",

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 
+from june import llm
 from june.api.server import serving
 from june.api.services import Services
 from june.app.answering import Answering, open_answering
@@ -21,7 +22,6 @@ from june.chat.intake import Gate
 from june.conversation.leases import Leases
 from june.errors import SENTENCES, SettingsError
 from june.lineup import present_llms
-from june.llm import states
 from june.messages import ModelDescription, Outbound, Platform
 from june.settings import Settings
 from june.store import Received, Store, open_store
@@ -166,8 +166,7 @@ class June:
         Raises:
             GenerationError: something cannot be deleted.
         """
-        if self._settings.llm.state_dir:
-            await states.delete(self._settings.llm.state_dir, older_than_s=age_s)
+        await llm.unloaded(self._settings.llm).forget(older_than_s=age_s)
         for chat in chats:
             await self._forget(chat)
 
@@ -221,5 +220,5 @@ class June:
         """Have the language model keep nothing of a chat."""
         if self._answering is not None:
             await self._answering.models.llm.forget(chat)
-        elif self._settings.llm.state_dir:
-            await states.delete(self._settings.llm.state_dir, conversations=(chat,))
+        else:
+            await llm.unloaded(self._settings.llm).forget(conversations=(chat,))

@@ -24,7 +24,7 @@ from june.bench.roofline import memory_bandwidth_bytes_per_s
 from june.bench.talk import Talk, go_on
 from june.conversation.writing import sampling_of
 from june.errors import JuneError
-from june.llm import cpu_format, kv_bytes
+from june.llm.llama_cpp.needs import cpu_format, kv_bytes
 from june.messages import Sampling
 from june.models import Model
 from june.sections import PROJECT_ROOT, LlmSettings

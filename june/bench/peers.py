@@ -121,11 +121,11 @@ class _June:
     """june's engine, through the event loop."""
 
     def __init__(self, contest: Contest) -> None:
-        from june.llm.llama_cpp import LlamaCpp  # noqa: PLC0415
-        from june.models import load_catalogue  # noqa: PLC0415
+        from june.llm.llama_cpp.model import LlamaCpp  # noqa: PLC0415
+        from june.models import LocalModel, load_catalogue  # noqa: PLC0415
 
         model = load_catalogue()[contest.model]
-        self._llm = LlamaCpp(contest.settings, model, Path(contest.path))
+        self._llm = LlamaCpp(contest.settings, LocalModel(model, Path(contest.path)))
 
     async def load(self) -> None:
         await self._llm.load()

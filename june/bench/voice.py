@@ -31,7 +31,7 @@ from june.conversation.turn import Recording, TurnRequest, TurnResult
 from june.conversation.voicing import append_sentence
 from june.lineup import create_pipeline
 from june.llm import ChatModel
-from june.llm.llama_cpp import LlamaCpp
+from june.llm.llama_cpp.model import LlamaCpp
 from june.messages import ChatMessage, ChatRequest, Delta, ModelDescription, Sampling, Speech, Usage
 from june.sections import TelemetrySettings
 from june.settings import Settings

@@ -10,7 +10,7 @@ from june.checks import Finding
 from june.errors import JuneError
 from june.hardware import Gpu
 from june.lineup import ChosenModels
-from june.models import STT_WORKSPACE_BYTES, LocalModel, llm_gpu_bytes, require
+from june.models import STT_WORKSPACE_BYTES, LocalModel, require
 from june.settings import Settings
 
 LOW_DISK_BYTES = 2_000_000_000
@@ -40,9 +40,9 @@ def gpu_libraries(settings: Settings, found: tuple[Gpu, ...]) -> Iterator[Findin
     if missing and settings.stt.device != "cpu":
         remedy = "Install CUDA 12 (nvidia-cublas-cu12); until then speech to text uses the CPU."
         yield Finding("cuda, stt", "warning", f"not found: {', '.join(missing)}", remedy)
-    if settings.llm.gpu_layers != 0 and not llm.gpu_offload_supported(settings.llm):
-        remedy = 'Build it anew: CMAKE_ARGS="-DGGML_CUDA=on" make clean install.'
-        yield Finding("cuda, llm", "warning", "llama.cpp was built for the CPU only", remedy)
+    use = llm.unloaded(settings.llm).gpu_use()
+    if use.is_wanted and use.obstacle:
+        yield Finding("cuda, llm", "warning", use.obstacle, use.remedy)
 
 
 def chosen(settings: Settings) -> tuple[ChosenModels | None, Finding]:
@@ -116,17 +116,15 @@ def memory(settings: Settings, models: ChosenModels | None, found: tuple[Gpu, ..
     if models is None:
         yield Finding("memory", "ok", has)
         return
-    offload_supported = bool(found) and llm.gpu_offload_supported(settings.llm)
     try:
         lineup.require_context(models.llm.entry, settings.llm)
     except JuneError as error:
         yield Finding("context", "failed", str(error), "Lower llm.context_tokens, or choose another model.")
     try:
-        llm.require_gpu(models.llm.entry, settings.llm, found, offload_supported=offload_supported)
+        need = _need(settings, models, found)
     except JuneError as error:
         yield Finding("gpu memory", "failed", str(error), "Choose a smaller model, or free the GPU's memory.")
         return
-    need = _need(settings, models, found, offloaded=offload_supported and settings.llm.gpu_layers != 0)
     cache = f"with {need.cache_tokens} tokens of cache for {settings.llm.slots} conversations"
     if need.gpu_bytes:
         gpu = max(found, key=lambda gpu: gpu.free_bytes)
@@ -151,24 +149,26 @@ class _Need:
     ram_bytes: int
 
 
-def _need(settings: Settings, models: ChosenModels, found: tuple[Gpu, ...], *, offloaded: bool) -> _Need:
-    stt, language = models.stt.entry, models.llm.entry
-    tokens = llm.kv_budget_tokens(language, settings.llm, found, offloaded=offloaded)
+def _need(settings: Settings, models: ChosenModels, found: tuple[Gpu, ...]) -> _Need:
+    """Return what the chosen models take.
+
+    Raises:
+        ModelLoadError: the language model may not be loaded here, whatever is free.
+    """
+    stt = models.stt.entry
+    needs = llm.unloaded(settings.llm).needs(models.llm.entry, found)
     ram_bytes = LIBRARIES_BYTES + sum(
         voice.entry.size_bytes for voice in (models.tts, *models.voices.values())
     )
-    gpu_bytes = 0
-    if offloaded:
-        gpu_bytes += llm_gpu_bytes(language, tokens, settings.llm.kv_type)
-    else:
-        ram_bytes += language.size_bytes + llm.kv_bytes(language, tokens, settings.llm)
+    ram_bytes += needs.ram_bytes
+    gpu_bytes = needs.gpu_bytes
     if found and settings.stt.device != "cpu" and not hardware.missing_cuda_libraries():
         gpu_bytes += stt.size_bytes + STT_WORKSPACE_BYTES
     else:
         ram_bytes += stt.size_bytes
     if any(gpu.unified_memory for gpu in found):
         ram_bytes += gpu_bytes
-    return _Need(tokens, gpu_bytes, ram_bytes)
+    return _Need(needs.cache_tokens, gpu_bytes, ram_bytes)
 
 
 def _enough(name: str, told: str, remedy: str, *, free_bytes: int, needed_bytes: int) -> Finding:

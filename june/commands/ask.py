@@ -11,13 +11,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from june import audio, lineup
+from june import audio, lineup, llm
 from june.conversation.turn import Recording, ToWrite, TurnRequest, TurnResult, Written
 from june.errors import AudioError, JuneError
 from june.languages import language_code
-from june.llm.grammar import json_grammar
 from june.messages import JsonObject
-from june.sections import AudioSettings, Section
+from june.sections import AudioSettings, LlmSettings, Section
 from june.settings import Settings, load_settings
 from june.telemetry import configure_logging
 
@@ -54,7 +53,7 @@ def ask(
     except ValueError as error:
         raise JuneError(f"--language: {error}.") from error
     _refuse_unwritable(out)
-    json_schema = _read_schema(schema) if schema else None
+    json_schema = _read_schema(schema, settings.llm) if schema else None
     recording = _read(file, settings.audio) if file else None
     request = TurnRequest(
         Recording(recording) if recording is not None else Written(text),
@@ -102,8 +101,8 @@ def _read(file: Path, settings: AudioSettings) -> bytes:
     return data
 
 
-def _read_schema(file: Path) -> JsonObject:
-    """The JSON schema in a file; one that no grammar can keep is refused here, as a bad recording is."""
+def _read_schema(file: Path, settings: LlmSettings) -> JsonObject:
+    """Return the JSON schema in a file; one that the engine cannot keep is refused before it is loaded."""
     try:
         schema = json.loads(file.read_bytes())
     except OSError as error:
@@ -112,7 +111,7 @@ def _read_schema(file: Path) -> JsonObject:
         raise JuneError(f"{file} is no JSON.") from None
     if not isinstance(schema, dict):
         raise JuneError(f"{file} is no JSON schema: it holds no object.")
-    json_grammar(schema)
+    llm.unloaded(settings).require_schema(schema)
     return schema
 
 

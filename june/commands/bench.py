@@ -184,7 +184,7 @@ async def _voice(
         compare_windows,
         load_questions,
     )
-    from june.llm.llama_cpp import LlamaCpp  # noqa: PLC0415
+    from june.llm.llama_cpp.model import LlamaCpp  # noqa: PLC0415
     from june.stt.faster_whisper import FasterWhisper  # noqa: PLC0415
     from june.tts.piper import Piper  # noqa: PLC0415
 

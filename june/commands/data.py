@@ -18,9 +18,9 @@ from typing import Annotated, TypeVar
 
 import typer
 
+from june import llm
 from june.commands.terminal import SettingsFile, duration_s
 from june.errors import JuneError, QueueError, StoreError
-from june.llm.states import delete
 from june.settings import Settings, load_settings
 from june.store import Contents, Kept, Pruned, Store, open_store
 
@@ -142,8 +142,7 @@ async def _prune(settings: Settings, age_s: float) -> Pruned:
         keep_turns = settings.chat.history_messages // 2
         pruned = await store.upkeep.prune(messages_age_s=age_s, audio_age_s=age_s, keep_turns=keep_turns)
         await store.compact()
-    if settings.llm.state_dir:
-        await delete(settings.llm.state_dir, conversations=pruned.chats, older_than_s=age_s)
+    await llm.unloaded(settings.llm).forget(conversations=pruned.chats, older_than_s=age_s)
     return pruned
 
 

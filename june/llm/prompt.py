@@ -12,7 +12,6 @@ from functools import cached_property
 from typing import Any, Protocol
 
 from june.errors import GenerationError
-from june.llm.grammar import json_grammar, reply_grammar
 from june.llm.reasoning import CLOSE, OPEN
 from june.llm.tools import (
     CALL,
@@ -27,7 +26,7 @@ from june.llm.tools import (
     instructed,
     told_in_words,
 )
-from june.messages import ChatMessage, ChatRequest, Tool, ToolCall
+from june.messages import ChatMessage, ChatRequest, JsonObject, Tool, ToolCall
 
 SCHEMA_INSTRUCTIONS = "Answer with one JSON value that follows this JSON schema, and nothing else:\n{schema}"
 _TAGS = (OPEN, CLOSE, CALL, CALL_END, RESPONSE, RESPONSE_END)
@@ -49,17 +48,22 @@ class Template(Protocol):
 class Prompt:
     """What a model is given to go on with, and how that is to be read.
 
+    The answer, once a thought has ended, may be held to a form: to a JSON schema, or to one JSON object that
+    is an answer or a call of a tool, as `JsonReply` reads it.
+
     Attributes:
         text: the prompt.
         thinking: whether it ends within a thought.
-        grammar: what the answer follows once the thought has ended, in GBNF; empty: anything.
         calls: takes tool calls out of the answer; None if there are no tools.
+        json_schema: what the answer follows; None: no schema.
+        reply_tools: the tools of a `JsonReply`; empty: it is none.
     """
 
     text: str
     thinking: bool
-    grammar: str
-    calls: CallReader | None
+    calls: CallReader | None = None
+    json_schema: JsonObject | None = None
+    reply_tools: tuple[Tool, ...] = ()
 
 
 class Prompts:
@@ -76,17 +80,15 @@ class Prompts:
         self._control_tokens = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
     def make(self, request: ChatRequest) -> Prompt:
-        """The prompt of a request.
+        """Return the prompt of a request.
 
         Raises:
-            GenerationError: the template refuses the messages, or a schema cannot be kept ("bad_grammar").
+            GenerationError: the template refuses the messages, or tools and a schema are asked for at once.
         """
-        if bool(request.tools) + (request.json_schema is not None) + bool(request.grammar) > 1:
-            raise GenerationError(
-                "bad_grammar", "Of tools, JSON schema and grammar only one can be asked for."
-            )
-        grammar = request.grammar
+        if request.tools and request.json_schema is not None:
+            raise GenerationError("bad_grammar", "Tools and a JSON schema cannot both be asked for.")
         calls: CallReader | None = None
+        reply_tools: tuple[Tool, ...] = ()
         names = [tool.name for tool in request.tools]
         messages: Sequence[ChatMessage] = request.messages
         keywords: dict[str, Any] = {"enable_thinking": request.thinking}
@@ -97,15 +99,15 @@ class Prompts:
         else:
             messages = list(told_in_words(messages, request.tools))
             if request.tools:
-                calls, grammar = JsonReply(names), reply_grammar(request.tools)
+                calls, reply_tools = JsonReply(names), request.tools
         if request.json_schema is not None:
-            grammar = json_grammar(request.json_schema)
             schema = json.dumps(request.json_schema, ensure_ascii=False)
             messages = instructed(messages, SCHEMA_INSTRUCTIONS.format(schema=schema))
         text = self._template([self._harmless(each) for each in calls_for_template(messages)], **keywords)
-        if grammar and request.thinking and self.may_think and not _ends_in_thought(text):
-            text += f"{OPEN}\n"  # or the grammar would hold from the first token on
-        return Prompt(text, _ends_in_thought(text), grammar, calls)
+        has_form = request.json_schema is not None or bool(reply_tools)
+        if has_form and request.thinking and self.may_think and not _ends_in_thought(text):
+            text += f"{OPEN}\n"  # or the form would hold from the first token on
+        return Prompt(text, _ends_in_thought(text), calls, request.json_schema, reply_tools)
 
     @cached_property
     def knows_tools(self) -> bool:

@@ -1,10 +1,10 @@
 """Speech to text: the Protocol, and the one place that picks a backend."""
 
-from importlib import import_module
 from typing import Protocol, cast
 
 from june.messages import ModelDescription, Pcm, Transcript
-from june.models import LocalModel
+from june.models import Source
+from june.models.backends import Backend, find_backend, load_class
 from june.sections import SttSettings
 
 
@@ -39,16 +39,19 @@ class SpeechToText(Protocol):
         """Free the model and end its thread."""
 
 
-BACKENDS = {"faster_whisper": "june.stt.faster_whisper:FasterWhisper"}
-"""Where each backend stands, by its name in `stt.backend`."""
+BACKENDS = {"faster_whisper": Backend("june.stt.faster_whisper:FasterWhisper")}
+"""The engines, by their names in `stt.backend`."""
 
 
-def create(settings: SttSettings, source: LocalModel) -> SpeechToText:
-    """Return the backend that the settings name, not yet loaded.
+def create(settings: SttSettings, source: Source) -> SpeechToText:
+    """Return a model of the engine that the settings name, not yet loaded.
 
     Args:
         settings: the section `[stt]`.
         source: what it opens.
+
+    Raises:
+        SettingsError: there is no such engine.
     """
-    module, _, backend = BACKENDS[settings.backend].partition(":")
-    return cast("SpeechToText", getattr(import_module(module), backend)(settings, source))
+    backend = find_backend(BACKENDS, settings.backend, "stt.backend")
+    return cast("SpeechToText", load_class(backend.path)(settings, source))

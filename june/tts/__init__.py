@@ -1,11 +1,11 @@
 """Text to speech: the Protocol, and the one place that picks a backend."""
 
 from collections.abc import AsyncGenerator, Mapping
-from importlib import import_module
 from typing import Protocol, cast
 
 from june.messages import ModelDescription, Speech
-from june.models import LocalModel
+from june.models import Source
+from june.models.backends import Backend, find_backend, load_class
 from june.sections import TtsSettings
 
 
@@ -40,17 +40,20 @@ class TextToSpeech(Protocol):
         """Free the model and end its thread."""
 
 
-BACKENDS = {"piper": "june.tts.piper:Piper"}
-"""Where each backend stands, by its name in `tts.backend`."""
+BACKENDS = {"piper": Backend("june.tts.piper:Piper")}
+"""The engines, by their names in `tts.backend`."""
 
 
-def create(settings: TtsSettings, source: LocalModel, voices: Mapping[str, LocalModel]) -> TextToSpeech:
-    """Return the backend that the settings name, not yet loaded.
+def create(settings: TtsSettings, source: Source, voices: Mapping[str, Source]) -> TextToSpeech:
+    """Return a voice of the engine that the settings name, not yet loaded.
 
     Args:
         settings: the section `[tts]`.
         source: the voice that speaks where none is asked for.
         voices: more voices, by what `tts.voices` calls them.
+
+    Raises:
+        SettingsError: there is no such engine.
     """
-    module, _, backend = BACKENDS[settings.backend].partition(":")
-    return cast("TextToSpeech", getattr(import_module(module), backend)(settings, source, voices))
+    backend = find_backend(BACKENDS, settings.backend, "tts.backend")
+    return cast("TextToSpeech", load_class(backend.path)(settings, source, voices))

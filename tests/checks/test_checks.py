@@ -283,7 +283,7 @@ def test_a_large_model_without_a_gpu_is_refused() -> None:
 def test_gpu_memory_is_compared_with_the_model_and_the_cache_of_all_slots(
     free_gb: float, status: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("june.llm.gpu_offload_supported", lambda _: True)
+    monkeypatch.setattr("june.llm.llama_cpp.library.gpu_offload_supported", lambda: True)
     gpu = Gpu("GPU of a test", 48_000_000_000, int(free_gb * 1e9), (8, 9), unified_memory=False)
     settings = Settings(llm=LlmSettings(context_tokens=2048, kv_tokens=16_384))
     told = {each.name: each for each in models.memory(settings, chosen("qwen3-32b"), (gpu,))}

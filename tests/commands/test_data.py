@@ -19,7 +19,7 @@ from typer.testing import CliRunner, Result
 
 from june.commands.data import app
 from june.errors import JuneError
-from june.llm.states import StateFiles
+from june.llm.llama_cpp.state_files import StateFiles
 from june.messages import ChatPreferences, Outbound, Voice
 from june.sections import PROJECT_ROOT
 from june.store import Store, open_store

@@ -28,7 +28,7 @@ from june.conversation.turn import (
 from june.errors import AudioError, GenerationError, StageError, SynthesisError, TranscriptionError
 from june.lineup import create_pipeline
 from june.llm import ChatModel
-from june.llm.llama_cpp import LlamaCpp
+from june.llm.llama_cpp.model import LlamaCpp
 from june.messages import ChatMessage, Device, Pcm, Transcript
 from june.settings import Settings
 from june.stt import SpeechToText

@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 
 from june import hardware, kernels
 from june.kernels import llama_overrides
-from june.llm import cpu_format
-from june.llm.llama_cpp import LlamaCpp
+from june.llm.llama_cpp.model import LlamaCpp
+from june.llm.llama_cpp.needs import cpu_format
+from june.models import LocalModel
 from june.sections import LlmSettings
 from june.settings import Settings
 from tests.conftest import CATALOGUE, LLM
-from tests.llm.test_isolation import Forced, Logits, asks, logits_of, needs_kernel
-from tests.llm.test_llm import with_engine
+from tests.llm.llama_cpp.test_isolation import Forced, Logits, asks, logits_of, needs_kernel
+from tests.llm.llama_cpp.test_model import with_engine
 
 BLOCK = 32
 F32, F16, Q4_1, Q8_0, Q8_1 = 0, 1, 3, 8, 9
@@ -353,7 +354,7 @@ async def test_the_kernel_computes_with_the_weights_as_they_come(
 
 async def whose_kernel(settings: LlmSettings, path: Path) -> object:
     """Whose computes, after an answer."""
-    llm = LlamaCpp(settings, CATALOGUE[LLM], path)
+    llm = LlamaCpp(settings, LocalModel(CATALOGUE[LLM], path))
     await llm.load()
     await llm.warm_up()
     kernel = llm.describe().details["kernel"]

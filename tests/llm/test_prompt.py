@@ -56,7 +56,7 @@ def test_a_template_whose_calls_look_otherwise_is_not_taken_to_know_them() -> No
 def test_the_template_that_knows_tools_gets_them_and_all_that_was_called() -> None:
     prompt = prompts(QWEN3).make(asks(*CALLED, tools=(WEATHER,)))
     assert isinstance(prompt.calls, TaggedCalls)
-    assert prompt.grammar == ""
+    assert (prompt.json_schema, prompt.reply_tools) == (None, ())
     function = {
         "type": "function",
         "function": {
@@ -93,7 +93,7 @@ def test_a_call_reads_the_same_once_the_template_has_written_it() -> None:
 def test_a_template_that_knows_no_tools_gets_them_in_words() -> None:
     prompt = prompts(CHATML).make(asks(*CALLED, tools=(WEATHER,)))
     assert isinstance(prompt.calls, JsonReply)
-    assert prompt.grammar
+    assert prompt.reply_tools == (WEATHER,)
     system, user, assistant, *results = (
         turn.removesuffix("<|im_end|>\n") for turn in prompt.text.split("<|im_start|>")[1:-1]
     )
@@ -105,7 +105,7 @@ def test_a_template_that_knows_no_tools_gets_them_in_words() -> None:
     assert results == ["user\nThe tool's result:\nsunny", "user\nThe tool's result:\nwindy"]
 
 
-def test_a_schema_is_told_to_the_model_and_kept_by_a_grammar() -> None:
+def test_a_schema_is_told_to_the_model_and_what_its_answer_has_to_follow() -> None:
     schema = {"type": "object", "properties": {"sunny": {"type": "boolean"}}}
     request = ChatRequest((ASKED,), Sampling(), 10, json_schema=schema)
     for template in (QWEN3, CHATML):
@@ -113,13 +113,13 @@ def test_a_schema_is_told_to_the_model_and_kept_by_a_grammar() -> None:
         system = prompt.text.partition("<|im_end|>")[0]
         assert system.startswith("<|im_start|>system\n")
         assert json.dumps(schema) in system
-        assert "sunny" in prompt.grammar
+        assert prompt.json_schema == schema
 
 
-def test_a_thought_is_open_where_the_template_opens_it_and_where_a_grammar_waits_for_its_end() -> None:
+def test_a_thought_is_open_where_the_template_opens_it_and_where_a_schema_waits_for_its_end() -> None:
     qwen3, chatml = prompts(QWEN3), prompts(CHATML)
     instruct_2507, thinking_2507 = prompts(CHATML), prompts(CHATML + "<think>\n")
-    bound = ChatRequest((ASKED,), Sampling(), 10, thinking=True, grammar='root ::= "yes"')
+    bound = ChatRequest((ASKED,), Sampling(), 10, thinking=True, json_schema={"const": "yes"})
     assert thinking_2507.make(asks(ASKED)).thinking
     assert thinking_2507.make(bound).text.endswith("<|im_start|>assistant\n<think>")
     assert not instruct_2507.make(asks(ASKED, thinking=True)).thinking
@@ -168,7 +168,7 @@ def test_nobody_can_forge_a_mark_of_the_template(forged: str, template: str) -> 
 
 
 def test_only_one_form_can_be_asked_for() -> None:
-    request = ChatRequest((ASKED,), Sampling(), 10, tools=(WEATHER,), grammar='root ::= "yes"')
+    request = ChatRequest((ASKED,), Sampling(), 10, tools=(WEATHER,), json_schema={"const": "yes"})
     with pytest.raises(GenerationError) as caught:
         prompts(QWEN3).make(request)
     assert caught.value.code == "bad_grammar"

@@ -13,9 +13,10 @@ import pytest
 
 from june.errors import GenerationError, ModelChangeError, ModelFileError, ModelLoadError
 from june.llm import ChatModel
-from june.llm.llama_cpp import LlamaCpp
+from june.llm.llama_cpp.model import LlamaCpp
 from june.llm.switching import SwitchableModel
 from june.messages import ChatMessage, ChatRequest, ModelDescription, Sampling
+from june.models import LocalModel
 from june.settings import Settings
 from tests.api_client import talking_to
 from tests.conftest import CATALOGUE, LLM
@@ -155,7 +156,7 @@ async def test_nothing_is_loaded_twice_and_one_change_goes_on_at_a_time() -> Non
 async def test_llama_cpp_is_replaced_under_load(settings: Settings, model_paths: dict[str, Path]) -> None:
     async def create(name: str) -> LlamaCpp:
         entry = CATALOGUE[LLM].model_copy(update={"name": name})
-        return LlamaCpp(settings.llm, entry, model_paths[LLM])
+        return LlamaCpp(settings.llm, LocalModel(entry, model_paths[LLM]))
 
     model = SwitchableModel(create, "first", await create("first"))
     await model.load()

@@ -7,9 +7,9 @@ from typing import Protocol
 
 from june.errors import GenerationError
 from june.llm.llama_cpp.sampling import LogitRows, Sampler
+from june.llm.llama_cpp.scheduler import Generation
 from june.llm.llama_cpp.vocabulary import Vocabulary
 from june.llm.output import Output
-from june.llm.scheduler import Generation
 from june.messages import Delta, FinishReason, Usage
 from june.workers import StopFlag
 

@@ -5,12 +5,11 @@ from collections.abc import Sequence
 from ctypes.util import find_library
 from typing import Any
 
-import llama_cpp
-
 from june import hardware
 from june.llm.llama_cpp.answer import Answer
+from june.llm.llama_cpp.library import llama_cpp
 from june.llm.llama_cpp.sampling import LogitRows
-from june.llm.scheduler import Part
+from june.llm.llama_cpp.scheduler import Part
 from june.sections import LlmSettings
 
 KV_TYPES = {

@@ -2,30 +2,30 @@
 
 import ctypes
 import time
-from pathlib import Path
-
-import llama_cpp
 
 from june import hardware
 from june.errors import GenerationError, ModelLoadError
 from june.kernels import llama_overrides
-from june.llm import cpu_format, layers_to_offload
 from june.llm.llama_cpp.answer import Answer, Reader
 from june.llm.llama_cpp.context import DECODE_ABORTED, DECODE_INVALID, DECODED, Context, threads_of
+from june.llm.llama_cpp.grammar import prompt_grammar
+from june.llm.llama_cpp.library import llama_cpp
+from june.llm.llama_cpp.meter import EngineStats, Meter
+from june.llm.llama_cpp.needs import cpu_format, layers_to_offload
+from june.llm.llama_cpp.pace import PairPace, PrefillPace
 from june.llm.llama_cpp.sampling import LogitRows, Sampler, draw_likely
+from june.llm.llama_cpp.scheduler import Part, Scheduler
+from june.llm.llama_cpp.sequences import Sequences
+from june.llm.llama_cpp.state_files import StateFiles
 from june.llm.llama_cpp.states import SequenceStates
 from june.llm.llama_cpp.template import template_of
 from june.llm.llama_cpp.vocabulary import Vocabulary
 from june.llm.llama_cpp.weights import converted
-from june.llm.meter import EngineStats, Meter
 from june.llm.output import Output
-from june.llm.pace import PairPace, PrefillPace
 from june.llm.prompt import Prompts
 from june.llm.reasoning import CLOSING
-from june.llm.scheduler import Part, Scheduler
-from june.llm.states import StateFiles
 from june.messages import ChatRequest
-from june.models import Model
+from june.models import LocalModel
 from june.sections import LlmSettings
 from june.telemetry import llm_kv_tokens, log
 
@@ -37,8 +37,7 @@ class Engine:
 
     Args:
         settings: the section `[llm]`.
-        model: its entry in the catalogue.
-        path: its GGUF file.
+        source: the model and its GGUF file.
         kv_tokens: the cache of all conversations.
         offloaded: whether it computes on a GPU.
         files: where conversations are kept that leave the cache; None: nowhere.
@@ -52,8 +51,7 @@ class Engine:
     def __init__(
         self,
         settings: LlmSettings,
-        model: Model,
-        path: Path,
+        source: LocalModel,
         kv_tokens: int,
         *,
         offloaded: bool,
@@ -66,9 +64,9 @@ class Engine:
             hardware.keep_on_first_core(settings.threads)
         llama_cpp.llama_log_set(_ignore_log, ctypes.c_void_p(0))
         llama_cpp.llama_backend_init()
-        name = model.name
+        name, path = source.name, source.path
         self.has_own_kernel = llama_overrides.use(wanted=settings.kernel == "auto")
-        if number_format := cpu_format(model, settings, offloaded=offloaded):
+        if number_format := cpu_format(source.entry, settings, offloaded=offloaded):
             path = converted(path, number_format, threads=settings.threads)
         model_params = llama_cpp.llama_model_default_params()
         model_params.n_gpu_layers = ALL_LAYERS if settings.gpu_layers < 0 else settings.gpu_layers
@@ -98,19 +96,22 @@ class Engine:
         self._retried: set[Answer] = set()
         self._context_tokens = settings.context_tokens
         self._states = SequenceStates(self._context, files) if files is not None else None
-        self._scheduler: Scheduler[Answer] = Scheduler(
+        self._sequences = Sequences(
             self._context,
-            sequences=settings.slots,
-            kv_tokens=kv_tokens,
-            chunk_tokens=settings.prefill_chunk_tokens,
-            max_waiting=settings.max_waiting,
+            settings.slots,
             shares_prefixes=not (
                 llama_cpp.llama_model_is_recurrent(self._model)
                 or llama_cpp.llama_model_is_hybrid(self._model)
             ),
             states=self._states,
-            on_admitted=self._meter.admitted,
             on_evicted=lambda _: self._meter.evicted(),
+        )
+        self._scheduler: Scheduler[Answer] = Scheduler(
+            self._sequences,
+            kv_tokens=kv_tokens,
+            chunk_tokens=settings.prefill_chunk_tokens,
+            max_waiting=settings.max_waiting,
+            on_admitted=self._meter.admitted,
         )
 
     def free(self) -> None:
@@ -144,8 +145,8 @@ class Engine:
         """The answer before its first token.
 
         Raises:
-            GenerationError: the prompt is longer than the context, or cannot be rendered; or the grammar or
-                JSON schema cannot be kept.
+            GenerationError: the prompt is longer than the context, or cannot be rendered; or the JSON schema
+                cannot be kept.
         """
         prompt = self._prompts.make(request)
         tokens = self._vocabulary.tokenize(prompt.text)
@@ -161,7 +162,7 @@ class Engine:
             kv_tokens=len(tokens) + max_tokens - 1,  # the last one written is never evaluated
             conversation=request.conversation,
             reader=reader,
-            sampler=Sampler(request, self._vocabulary, prompt.grammar),
+            sampler=Sampler(request, self._vocabulary, prompt_grammar(prompt)),
             vocabulary=self._vocabulary,
             output=Output(thinking=prompt.thinking, calls=prompt.calls, stop=request.stop),
             max_tokens=max_tokens,
@@ -178,7 +179,7 @@ class Engine:
     def save_conversations(self) -> None:
         """Save what the cache holds of conversations; for the end, when nothing is written any more."""
         if self._states is not None:
-            self._states.save_all(self._scheduler.conversations())
+            self._states.save_all(self._sequences.conversations())
 
     def step(self) -> None:
         """Drop the answers that nobody reads, decode one batch, and write a token of each it completes.
@@ -211,7 +212,7 @@ class Engine:
 
     def _tell_what_is_held(self) -> None:
         scheduler = self._scheduler
-        self._meter.holds(scheduler.running, scheduler.waiting, scheduler.kv_used_tokens)
+        self._meter.holds(scheduler.running, scheduler.waiting, self._sequences.used_tokens)
 
     def _evaluate(self, parts: list[Part[Answer]]) -> int:
         """Decode the parts in one batch, and write a token for each that is the last; llama.cpp's status."""

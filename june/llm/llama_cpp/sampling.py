@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import llama_cpp
 import numpy as np
 import numpy.typing as npt
 
 from june.errors import GenerationError
 from june.kernels import llama_overrides
+from june.llm.llama_cpp.library import llama_cpp
 from june.llm.llama_cpp.vocabulary import Vocabulary
 from june.messages import ChatRequest
 

@@ -8,8 +8,8 @@ SHA-256. Measured with SmolLM2 on 2 cores, where 1,049 tokens are 24 MB; of Qwen
 from collections.abc import Sequence
 
 from june.llm.llama_cpp.context import Context
-from june.llm.scheduler import KvSequence
-from june.llm.states import StateFiles
+from june.llm.llama_cpp.sequences import KvSequence
+from june.llm.llama_cpp.state_files import StateFiles
 from june.telemetry import log
 
 

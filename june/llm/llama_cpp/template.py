@@ -3,10 +3,9 @@
 from typing import Any
 
 import jinja2
-import llama_cpp
-from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
 from june.errors import GenerationError, ModelLoadError
+from june.llm.llama_cpp.library import Jinja2ChatFormatter, llama_cpp
 from june.llm.llama_cpp.vocabulary import Vocabulary
 
 

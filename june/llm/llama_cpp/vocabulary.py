@@ -3,10 +3,9 @@
 import ctypes
 from typing import Any
 
-import llama_cpp
-
 from june.errors import GenerationError
-from june.llm.grammar import refuse_bottomless
+from june.llm.llama_cpp.grammar import refuse_bottomless
+from june.llm.llama_cpp.library import llama_cpp
 
 LONGEST_PIECE_BYTES = 256
 

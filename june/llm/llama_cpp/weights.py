@@ -8,8 +8,7 @@ import ctypes
 import os
 from pathlib import Path
 
-import llama_cpp
-
+from june.llm.llama_cpp.library import llama_cpp
 from june.telemetry import log
 
 FORMATS = {"Q8_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0}

@@ -12,7 +12,7 @@ from june.errors import GenerationError
 from june.kernels import llama_overrides
 from june.llm.llama_cpp.sampling import LogitRows, Sampler, draw_likely
 from june.messages import ChatRequest, Sampling
-from tests.llm.test_isolation import needs_kernel
+from tests.llm.llama_cpp.test_isolation import needs_kernel
 
 N_TOKENS = 2003
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from june.errors import GenerationError
-from june.llm.grammar import json_grammar, reply_grammar
+from june.llm.llama_cpp.grammar import json_grammar, reply_grammar
 from june.messages import Tool
 
 DEEP: dict[str, Any] = {"type": "string"}

@@ -12,10 +12,11 @@ import pytest
 from structlog.testing import capture_logs
 
 from june.errors import GenerationError, ModelLoadError
-from june.llm.llama_cpp import LlamaCpp
-from june.llm.states import HEADER, StateFiles, delete
+from june.llm.llama_cpp.model import LlamaCpp
+from june.llm.llama_cpp.state_files import HEADER, StateFiles, delete
 from june.llm.switching import SwitchableModel
 from june.messages import ChatMessage, ChatRequest, Sampling, Usage
+from june.models import LocalModel
 from june.sections import LlmSettings
 from june.settings import Settings
 from tests.conftest import CATALOGUE, LLM
@@ -218,7 +219,7 @@ def llm_settings(settings: Settings, tmp_path: Path) -> LlmSettings:
 
 @asynccontextmanager
 async def loaded(llm_settings: LlmSettings, model_paths: dict[str, Path]) -> AsyncIterator[LlamaCpp]:
-    llm = LlamaCpp(llm_settings, CATALOGUE[LLM], model_paths[LLM])
+    llm = LlamaCpp(llm_settings, LocalModel(CATALOGUE[LLM], model_paths[LLM]))
     try:
         await llm.load()
         yield llm
@@ -313,7 +314,9 @@ async def test_what_is_forgotten_while_the_model_is_exchanged_is_not_saved(
     llm_settings: LlmSettings, model_paths: dict[str, Path]
 ) -> None:
     async def create(name: str) -> LlamaCpp:
-        return LlamaCpp(llm_settings, CATALOGUE[LLM].model_copy(update={"name": name}), model_paths[LLM])
+        return LlamaCpp(
+            llm_settings, LocalModel(CATALOGUE[LLM].model_copy(update={"name": name}), model_paths[LLM])
+        )
 
     first = await create("first")
     model = SwitchableModel(create, "first", first)

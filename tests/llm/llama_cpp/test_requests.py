@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,20 +11,24 @@ import jsonschema_rs
 import pytest
 
 from june.errors import GenerationError
-from june.llm.llama_cpp import LlamaCpp
 from june.llm.llama_cpp.engine import Engine
+from june.llm.llama_cpp.grammar import prompt_grammar
+from june.llm.llama_cpp.model import LlamaCpp
 from june.llm.llama_cpp.template import ChatTemplate
-from june.llm.prompt import Prompts
+from june.llm.prompt import Prompt, Prompts
 from june.llm.reasoning import CLOSE, CLOSING
 from june.messages import ChatMessage, ChatRequest, Delta, Sampling, Tool, ToolCall
 from june.sections import LlmSettings
 from june.settings import Settings
 from june.workers import StopFlag
 from tests.conftest import LLM
-from tests.llm.test_llm import another, with_engine
+from tests.llm.llama_cpp.test_model import another, with_engine
 
 GREEDY = Sampling(temperature=0)
 STORY = "Tell me a story about a fox."
+WET = "Is water wet?"
+
+Hold = Callable[[str, str], None]
 
 
 def asks(text: str, *, sampling: Sampling = GREEDY, max_tokens: int = 30, **form: Any) -> ChatRequest:
@@ -222,11 +226,26 @@ async def test_an_answer_that_may_grow_for_ever_is_cut_off_or_follows_its_schema
             jsonschema_rs.validate(schema, json.loads(each.text))
 
 
-async def test_a_grammar_leaves_what_it_allows_as_it_was(single: LlamaCpp) -> None:
+@pytest.fixture
+def hold(monkeypatch: pytest.MonkeyPatch) -> Hold:
+    """Holds the answers to one question to any grammar, be it one that is made of no schema."""
+
+    def hold_to(gbnf: str, question: str) -> None:
+        def grammar(prompt: Prompt) -> str:
+            return gbnf if question in prompt.text else prompt_grammar(prompt)
+
+        monkeypatch.setattr("june.llm.llama_cpp.engine.prompt_grammar", grammar)
+
+    return hold_to
+
+
+async def test_a_grammar_leaves_what_it_allows_as_it_was(single: LlamaCpp, hold: Hold) -> None:
     plain = await answer(single, asks(STORY))
-    held = await answer(single, asks(STORY, grammar=r"root ::= [^\x00]+"))
+    hold(r"root ::= [^\x00]+", STORY)
+    held = await answer(single, asks(STORY))
     assert held.text == plain.text
-    yes = await answer(single, asks("Is water wet?", grammar='root ::= "certainly" | "hardly"'))
+    hold('root ::= "certainly" | "hardly"', WET)
+    yes = await answer(single, asks(WET))
     assert yes.text in {"certainly", "hardly"}
     assert yes.last.finish_reason == "stop"
 
@@ -234,27 +253,25 @@ async def test_a_grammar_leaves_what_it_allows_as_it_was(single: LlamaCpp) -> No
 @pytest.mark.parametrize(
     "form",
     [
-        {"grammar": "root ::= ("},
-        {"grammar": 'answer ::= "yes"'},
-        {"grammar": 'root ::= root "a" | "b"'},
-        {"grammar": r"root ::= [^\x00-\U0010FFFF]"},
-        {"grammar": "root ::= " + "(" * 50_000},
-        {
-            "grammar": "root ::= r0\n"
-            + "".join(f"r{n} ::= r{n + 1}\n" for n in range(100_000))
-            + 'r100000 ::= "a"'
-        },
-        {"json_schema": {"type": "string", "pattern": "a"}},
-        {"json_schema": {"$ref": "#"}},
+        "root ::= (",
+        'answer ::= "yes"',
+        'root ::= root "a" | "b"',
+        r"root ::= [^\x00-\U0010FFFF]",
+        "root ::= " + "(" * 50_000,
+        "root ::= r0\n" + "".join(f"r{n} ::= r{n + 1}\n" for n in range(100_000)) + 'r100000 ::= "a"',
+        {"type": "string", "pattern": "a"},
+        {"$ref": "#"},
     ],
     ids=["no GBNF", "no root", "left recursion", "no token", "deep", "many rules", "pattern", "its own"],
 )
 async def test_a_form_that_cannot_be_kept_fails_that_request_alone(
-    llm: LlamaCpp, form: dict[str, Any]
+    llm: LlamaCpp, form: str | dict[str, Any], hold: Hold
 ) -> None:
+    if isinstance(form, str):
+        hold(form, WET)
     other = asyncio.create_task(answer(llm, asks(STORY)))
     with pytest.raises(GenerationError) as caught:
-        await answer(llm, asks("Is water wet?", **form))
+        await answer(llm, asks(WET, json_schema=form if isinstance(form, dict) else None))
     assert caught.value.code == "bad_grammar"
     assert (await other).tokens == 30
 

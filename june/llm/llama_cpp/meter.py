@@ -4,7 +4,7 @@ import time
 from collections import deque
 from dataclasses import dataclass
 
-from june.llm.scheduler import Generation
+from june.llm.llama_cpp.scheduler import Generation
 from june.telemetry import (
     llm_batch_tokens,
     llm_cancelled_total,

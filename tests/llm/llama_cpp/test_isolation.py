@@ -22,15 +22,15 @@ from june import kernels
 from june.llm.llama_cpp.answer import Answer
 from june.llm.llama_cpp.context import Context
 from june.llm.llama_cpp.engine import Engine
+from june.llm.llama_cpp.meter import EngineStats
+from june.llm.llama_cpp.pace import PairPace, PrefillPace
 from june.llm.llama_cpp.sampling import LogitRows
-from june.llm.meter import EngineStats
-from june.llm.pace import PairPace, PrefillPace
-from june.llm.scheduler import Part
+from june.llm.llama_cpp.scheduler import Part
 from june.messages import ChatMessage, ChatRequest, Sampling
 from june.sections import LlmSettings
 from june.settings import Settings
 from tests.conftest import LLM
-from tests.llm.test_llm import Listener, run, with_engine
+from tests.llm.llama_cpp.test_model import Listener, run, with_engine
 
 needs_kernel = pytest.mark.skipif(
     not any(kernel.runs_here for kernel in kernels.LLM), reason="this CPU runs none of june's kernels"
@@ -256,7 +256,7 @@ def churn(engine: Engine, requests: int) -> EngineStats:
     stats = engine.stats()
     assert (stats.running, stats.waiting, stats.failed) == (0, 0, 0)
     engine._scheduler.lose_cache()  # noqa: SLF001
-    assert engine._scheduler.kv_used_tokens == 0  # noqa: SLF001
+    assert engine._sequences.used_tokens == 0  # noqa: SLF001
     return stats
 
 

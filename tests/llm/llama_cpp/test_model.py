@@ -12,13 +12,11 @@ from typing import TypeVar
 import pytest
 
 from june.errors import GenerationError, ModelLoadError
-from june.hardware import Gpu
-from june.llm import CPU_WORKSPACE_BYTES, capacity, kv_budget_tokens, layers_to_offload, require_memory
-from june.llm.llama_cpp import LlamaCpp
 from june.llm.llama_cpp import answer as answers
 from june.llm.llama_cpp.engine import Engine
+from june.llm.llama_cpp.model import LlamaCpp
 from june.messages import ChatMessage, ChatRequest, Delta, FinishReason, Sampling, Usage
-from june.models import Model, llm_gpu_bytes
+from june.models import LocalModel
 from june.sections import LlmSettings
 from june.settings import Settings
 from june.workers import ModelThread, StopFlag
@@ -70,7 +68,7 @@ async def answer(llm: LlamaCpp, request: ChatRequest) -> Answer:
 
 @asynccontextmanager
 async def another(llm_settings: LlmSettings, path: Path) -> AsyncIterator[LlamaCpp]:
-    llm = LlamaCpp(llm_settings, CATALOGUE[LLM], path)
+    llm = LlamaCpp(llm_settings, LocalModel(CATALOGUE[LLM], path))
     try:
         await llm.load()
         yield llm
@@ -370,7 +368,8 @@ async def with_engine(make: type[E], llm_settings: LlmSettings, path: Path, work
     """What `work` returns on a thread of its own with an engine of its own."""
 
     def job(_stop: StopFlag) -> T:
-        engine = make(llm_settings, CATALOGUE[LLM], path, llm_settings.context_tokens, offloaded=False)
+        source = LocalModel(CATALOGUE[LLM], path)
+        engine = make(llm_settings, source, llm_settings.context_tokens, offloaded=False)
         try:
             return work(engine)
         finally:
@@ -464,71 +463,6 @@ async def test_a_prefill_that_was_cancelled_goes_on_where_it_stopped(
     read = await with_engine(Engine, fine, model_paths[LLM], work)
     assert read.usage is not None
     assert read.usage.cached_tokens == 64
-
-
-# --- the budget ---
-
-
-def gpu(free_gb: float) -> Gpu:
-    return Gpu("RTX", int(24e9), int(free_gb * 1e9), (8, 9), unified_memory=False)
-
-
-def test_the_cache_is_one_context_on_the_cpu_and_what_a_gpu_has_room_for() -> None:
-    model: Model = CATALOGUE[LLM]
-    llm_settings = LlmSettings(context_tokens=1_000, slots=8)
-    assert kv_budget_tokens(model, llm_settings, (gpu(24),), offloaded=False) == 1_000
-    assert kv_budget_tokens(model, llm_settings, (gpu(24),), offloaded=True) == 8_000
-    weights = llm_gpu_bytes(model, 0, "f16")
-    context = llm_gpu_bytes(model, 1_000, "f16") - weights
-    for contexts, tokens in ((0, 1_000), (2, 1_000), (6, 3_000), (7.9, 3_000), (99, 8_000)):
-        free = gpu((weights + context * contexts + 10) / 1e9)
-        assert kv_budget_tokens(model, llm_settings, (gpu(0), free), offloaded=True) == tokens
-    asked = llm_settings.model_copy(update={"kv_tokens": 5_000})
-    assert kv_budget_tokens(model, asked, (), offloaded=False) == 5_000
-    too_few = llm_settings.model_copy(update={"kv_tokens": 500})
-    assert kv_budget_tokens(model, too_few, (), offloaded=False) == 1_000
-
-
-def test_a_model_that_does_not_fit_is_refused_before_it_is_read() -> None:
-    model = CATALOGUE[LLM]
-    needed_bytes = model.size_bytes + llm_gpu_bytes(model, 4096, "f16") - llm_gpu_bytes(model, 0, "f16")
-    needed_bytes += CPU_WORKSPACE_BYTES
-
-    def load(free_bytes: int, gpus: tuple[Gpu, ...] = (), layers: int = -1) -> None:
-        require_memory(
-            model,
-            LlmSettings(gpu_layers=layers),
-            gpus,
-            4096,
-            offloaded=bool(gpus),
-            available_bytes=free_bytes,
-        )
-
-    load(needed_bytes)
-    with pytest.raises(ModelLoadError, match=r"needs 0\.3 GB .* cache of 4,096 tokens.* 0\.3 GB of memory"):
-        load(needed_bytes - 1)
-    load(0, (gpu(0), gpu(24)))
-    with pytest.raises(ModelLoadError, match=r"needs 1\.2 GB .*; 0\.3 GB are free on RTX"):
-        load(10**12, (gpu(0.3),))
-    load(0, (gpu(0.3),), layers=3)
-
-
-def test_a_model_goes_to_the_gpu_whole_or_not_at_all_unless_allowed() -> None:
-    def offload(wanted: int, *, partial: bool = False) -> int:
-        return layers_to_offload(LlmSettings(gpu_layers=wanted, gpu_partial=partial), 31)
-
-    assert (offload(-1), offload(0), offload(31), offload(99)) == (31, 0, 31, 31)
-    assert offload(20, partial=True) == 20
-    with pytest.raises(ModelLoadError, match=r"leaves 11 of 31 layers on the CPU.*llm\.gpu_partial"):
-        offload(20)
-
-
-def test_what_the_cache_holds_is_said_in_words() -> None:
-    model = CATALOGUE[LLM]
-    assert capacity(model, 4096, LlmSettings(slots=1)) == "1 conversation of 4,096 tokens, 0.09 GB of KV"
-    several = "2 conversations of 4,096 tokens or 8 of 1,024, 0.19 GB of KV"
-    assert capacity(model, 8192, LlmSettings()) == several
-    assert capacity(model, 99_999, LlmSettings()).startswith("8 conversations of 4,096 tokens, ")
 
 
 async def test_a_loaded_model_tells_its_layers_and_what_its_cache_holds(llm: LlamaCpp) -> None:

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from june.errors import GenerationError
-from june.llm.pace import PAIRS, PairPace, PrefillPace
-from june.llm.scheduler import Generation, KvSequence, Part, Scheduler
+from june.llm.llama_cpp.pace import PAIRS, PairPace, PrefillPace
+from june.llm.llama_cpp.scheduler import Generation, Part, Scheduler
+from june.llm.llama_cpp.sequences import KvSequence, Sequences
 
 SEQUENCES = 3
 KV_TOKENS = 24
@@ -95,26 +96,12 @@ class Shelf:
         self.saved.pop(conversation, None)
 
 
-def scheduler(
-    cache: Cache, *, max_waiting: int = MAX_WAITING, states: Shelf | None = None
-) -> Scheduler[Generation]:
-    return Scheduler(
-        cache,
-        sequences=SEQUENCES,
-        kv_tokens=KV_TOKENS,
-        chunk_tokens=CHUNK_TOKENS,
-        max_waiting=max_waiting,
-        shares_prefixes=not cache._is_recurrent,  # noqa: SLF001 - one thing, told to both
-        states=states,
-        shortest_saved_tokens=SHORTEST_SAVED_TOKENS,
-    )
-
-
 @dataclass
 class Desk:
     """A scheduler, its cache, and the calls that the engine makes of them."""
 
     cache: Cache
+    sequences: Sequences
     scheduler: Scheduler[Generation]
 
     def submit(self, prompt: list[int], answer: int = 1, conversation: str = "") -> Generation:
@@ -151,10 +138,24 @@ class Desk:
         return [part.generation for part in self.scheduler.compose()]
 
 
+def open_desk(cache: Cache, *, states: Shelf | None = None) -> Desk:
+    sequences = Sequences(
+        cache,
+        SEQUENCES,
+        shares_prefixes=not cache._is_recurrent,  # noqa: SLF001 - one thing, told to both
+        states=states,
+        shortest_saved_tokens=SHORTEST_SAVED_TOKENS,
+    )
+    scheduler: Scheduler[Generation] = Scheduler(
+        sequences, kv_tokens=KV_TOKENS, chunk_tokens=CHUNK_TOKENS, max_waiting=MAX_WAITING
+    )
+    return Desk(cache, sequences, scheduler)
+
+
 @pytest.fixture
 def desk() -> Desk:
     cache = Cache()
-    return Desk(cache, scheduler(cache))
+    return open_desk(cache)
 
 
 def test_a_conversation_evaluates_only_what_is_new(desk: Desk) -> None:
@@ -273,7 +274,7 @@ def test_one_too_many_is_refused_as_busy_and_the_others_stay(desk: Desk) -> None
 
 def test_a_model_that_cannot_go_back_evaluates_anew_and_shares_nothing() -> None:
     cache = Cache(is_recurrent=True)
-    desk = Desk(cache, scheduler(cache))
+    desk = open_desk(cache)
     desk.submit([1, 2, 3], conversation="ann")
     desk.finish_all()
     assert desk.submit([1, 2, 3, 4], conversation="bob").cached_tokens == 0
@@ -284,7 +285,7 @@ def test_a_model_that_cannot_go_back_evaluates_anew_and_shares_nothing() -> None
 
 def test_a_lost_cache_is_evaluated_anew_in_the_same_order() -> None:
     cache = Cache()
-    desk = Desk(cache, scheduler(cache))
+    desk = open_desk(cache)
     desk.submit([1] * 3, answer=8, conversation="ann")
     desk.finish_all()
     sharing = [desk.submit([1] * 3 + [number], answer=8) for number in (2, 3)]  # no room for two copies
@@ -307,16 +308,15 @@ def test_it_tells_who_was_admitted_and_who_lost_their_place() -> None:
     def note(sequence: KvSequence) -> None:
         evicted.append((sequence.conversation, sequence.tokens.copy()))
 
+    sequences = Sequences(cache, 1, on_evicted=note)
     tells = Scheduler[Generation](
-        cache,
-        sequences=1,
+        sequences,
         kv_tokens=KV_TOKENS,
         chunk_tokens=CHUNK_TOKENS,
         max_waiting=MAX_WAITING,
         on_admitted=admitted.append,
-        on_evicted=note,
     )
-    desk = Desk(cache, tells)
+    desk = Desk(cache, sequences, tells)
     first = desk.submit([1, 2], conversation="ann")
     second = desk.submit([1, 2, 3], conversation="ann")
     assert admitted == [first]
@@ -335,7 +335,7 @@ def shelved() -> tuple[Desk, Shelf]:
 
 def without_ann(cache: Cache) -> tuple[Desk, Shelf]:
     shelf = Shelf(cache)
-    desk = Desk(cache, scheduler(cache, states=shelf))
+    desk = open_desk(cache, states=shelf)
     desk.submit([1] * 6, answer=2, conversation="ann")
     desk.finish_all()
     for number, name in enumerate(("bob", "cid", "dan"), 2):
@@ -357,17 +357,17 @@ def test_of_what_is_restored_only_the_common_beginning_stays(shelved: tuple[Desk
     desk, _ = shelved
     again = desk.submit([1] * 5 + [9], answer=3, conversation="ann")
     assert again.restored_tokens == 5
-    assert desk.scheduler.kv_used_tokens == desk.cache.used
+    assert desk.sequences.used_tokens == desk.cache.used
     assert desk.step()[0].tokens == [9]
 
 
 def test_what_is_restored_takes_cells_of_its_own() -> None:
     shelf = Shelf(cache := Cache(), {"ann": [1] * 5})
-    desk = Desk(cache, scheduler(cache, states=shelf))
+    desk = open_desk(cache, states=shelf)
     desk.submit([2] * 5, conversation="bob")
     desk.finish_all()
     desk.submit([1] * 6, conversation="ann")
-    assert desk.scheduler.kv_used_tokens == desk.cache.used == 10
+    assert desk.sequences.used_tokens == desk.cache.used == 10
 
 
 @pytest.mark.parametrize(
@@ -423,12 +423,12 @@ def test_a_model_that_cannot_go_back_restores_only_what_is_all_of_it_wanted() ->
 
 def test_the_short_and_the_nameless_are_not_saved() -> None:
     shelf = Shelf(cache := Cache())
-    desk = Desk(cache, scheduler(cache, states=shelf))
+    desk = open_desk(cache, states=shelf)
     desk.submit([1] * (SHORTEST_SAVED_TOKENS - 1), conversation="ann")
     desk.submit([2] * 8)
     desk.submit([3] * 8, conversation="cid")
     desk.finish_all()
-    assert [each.conversation for each in desk.scheduler.conversations()] == ["cid"]
+    assert [each.conversation for each in desk.sequences.conversations()] == ["cid"]
     for number in range(4, 8):
         desk.submit([number] * 2, conversation=str(number))
         desk.finish_all()
@@ -439,13 +439,13 @@ def test_a_forgotten_conversation_leaves_the_cache_at_once_or_with_its_answer(de
     desk.submit([1] * 6, conversation="ann")
     desk.finish_all()
     desk.scheduler.forget("ann")
-    assert desk.cache.used == desk.scheduler.kv_used_tokens == 0
+    assert desk.cache.used == desk.sequences.used_tokens == 0
     running = desk.submit([2] * 6, answer=3, conversation="bob")
     desk.step()
     desk.scheduler.forget("bob")
     desk.finish_all()
     assert len(running.tokens) == 8
-    assert desk.cache.used == desk.scheduler.kv_used_tokens == 0
+    assert desk.cache.used == desk.sequences.used_tokens == 0
 
 
 def test_a_chunk_is_whole_while_nobody_writes_and_short_enough_while_somebody_does() -> None:
@@ -490,7 +490,7 @@ class Conversations(RuleBasedStateMachine):
         super().__init__()
         self.cache = Cache(is_recurrent=self.is_recurrent)
         self.shelf = Shelf(self.cache)
-        self.desk = Desk(self.cache, scheduler(self.cache, states=self.shelf))
+        self.desk = open_desk(self.cache, states=self.shelf)
         self.expected: deque[Generation] = deque()  # in the order they came
         self.sent_back = 0
 
@@ -532,7 +532,7 @@ class Conversations(RuleBasedStateMachine):
         before = self.desk.scheduler.generations()
         self.desk.scheduler.forget(conversation)
         assert self.desk.scheduler.generations() == before
-        assert conversation not in [each.conversation for each in self.desk.scheduler.conversations()]
+        assert conversation not in [each.conversation for each in self.desk.sequences.conversations()]
 
     @rule()
     def damage_what_is_saved(self) -> None:
@@ -579,7 +579,7 @@ class Conversations(RuleBasedStateMachine):
         """What was promised is there."""
         to_come = sum(each.kv_tokens - len(each.sequence.tokens) for each in self.running())
         assert self.cache.used + to_come <= KV_TOKENS
-        assert self.desk.scheduler.kv_used_tokens == self.cache.used
+        assert self.desk.sequences.used_tokens == self.cache.used
 
     def teardown(self) -> None:
         """Whatever happened, all that is left can be finished."""

@@ -13,6 +13,7 @@ from itertools import accumulate
 from typing import Any, Final
 
 from june.errors import GenerationError
+from june.llm.prompt import Prompt
 from june.messages import JsonObject, Tool
 
 DEEPEST_SCHEMA = 64
@@ -73,8 +74,19 @@ _OF_A_TYPE: Final[Mapping[str, Callable[[Any], bool]]] = {
 }
 
 
+def prompt_grammar(prompt: Prompt) -> str:
+    """Return a grammar of the answers that a prompt asks for; empty: any answer.
+
+    Raises:
+        GenerationError: as `json_grammar`.
+    """
+    if prompt.json_schema is not None:
+        return json_grammar(prompt.json_schema)
+    return reply_grammar(prompt.reply_tools) if prompt.reply_tools else ""
+
+
 def json_grammar(schema: JsonObject) -> str:
-    """A grammar of the JSON values that follow the schema.
+    """Return a grammar of the JSON values that follow the schema.
 
     Raises:
         GenerationError: something in the schema cannot be kept (code "bad_grammar"), and what and where.
@@ -85,7 +97,7 @@ def json_grammar(schema: JsonObject) -> str:
 
 
 def reply_grammar(tools: Iterable[Tool]) -> str:
-    """A grammar of `{"answer": "…"}` and, for each tool, `{"tool": "…", "arguments": {…}}`.
+    """Return a grammar of `{"answer": "…"}` and, for each tool, `{"tool": "…", "arguments": {…}}`.
 
     Raises:
         GenerationError: as `json_grammar`, of a tool's parameters.
