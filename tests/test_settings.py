@@ -229,7 +229,7 @@ def test_a_variable_is_read_as_the_type_of_its_key(
         ("[access]\nowners = ['telegram:alice']", PEOPLE),
         ("[access]\nowners = ['telegram:1', 'discord:1x']", PEOPLE),
         ("[access]\nowners = ['matrix:1']", PEOPLE),
-        ("[access]\nallowed = ['discord:']", "access.allowed: expected text of the pattern "),
+        ("[access]\nallowed = ['discord:']", PEOPLE.replace("owners", "allowed")),
         ("[stt]\ntimeout_s = nan", "stt.timeout_s: expected a finite number."),
         ("[reply]\noverlap = 1", "reply.overlap: expected 'auto' or a valid boolean."),
         ("[models]\npreset = 'cpu'", "models.preset: expected 'auto', 'starter' or 'gpu'."),
