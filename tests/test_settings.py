@@ -26,6 +26,8 @@ FIELDS = complete_settings().model_fields.items()
 SECTIONS = {name: cast("type[Section]", field.annotation) for name, field in FIELDS}
 KEYS = [(section, key) for section, model in SECTIONS.items() for key in model.model_fields]
 
+PEOPLE = 'access.owners: expected people on Telegram or Discord, such as "telegram:123456789".'
+
 Load = Callable[[str], Settings]
 
 
@@ -224,6 +226,10 @@ def test_a_variable_is_read_as_the_type_of_its_key(
             "[tts]\nvoices = {de-DE = 'v', de-AT = 'w'}",
             "tts.voices: expected one voice for each language, whatever its region.",
         ),
+        ("[access]\nowners = ['telegram:alice']", PEOPLE),
+        ("[access]\nowners = ['telegram:1', 'discord:1x']", PEOPLE),
+        ("[access]\nowners = ['matrix:1']", PEOPLE),
+        ("[access]\nallowed = ['discord:']", PEOPLE.replace("owners", "allowed")),
         ("[stt]\ntimeout_s = nan", "stt.timeout_s: expected a finite number."),
         ("[reply]\noverlap = 1", "reply.overlap: expected 'auto' or a valid boolean."),
         ("[models]\npreset = 'cpu'", "models.preset: expected 'auto', 'starter' or 'gpu'."),
@@ -280,6 +286,7 @@ WRONG_NAMES_AND_VALUES = [
         "",
         "stt.window: expected 'auto' or a valid number, unable to parse string as a number.",
     ),
+    ("june_access__owners", '["matrix:1"]', PEOPLE),
     ("june_models__preset", "cpu", "models.preset: expected 'auto', 'starter' or 'gpu'."),
     (
         "june_models__directory",

@@ -66,7 +66,7 @@ class Adapter(Protocol):
 
     @property
     def platform(self) -> Platform:
-        """Which chat app it is."""
+        """Return the name of the chat app."""
 
     async def run(self, intake: Intake, commands: Sequence[CommandInfo]) -> None:
         """Connect, register the commands, and hand over what arrives, until cancelled.
@@ -81,17 +81,17 @@ class Adapter(Protocol):
         """Close every connection; nothing is left open or running."""
 
     def health(self) -> AdapterHealth:
-        """Whether the connection works now."""
+        """Return whether the connection works now."""
 
     async def download(self, message: Inbound, *, max_bytes: int) -> bytes:
-        """The recording of a message; a link that has expired is renewed once.
+        """Return the recording of a message; a link that has expired is renewed once.
 
         Raises:
             DeliveryError: "too_large", "gone", "try_again" or "refused".
         """
 
     def parts(self, text: str) -> list[str]:
-        """Markdown as messages in the platform's markup, each within its limits."""
+        """Return Markdown as messages in the platform's markup, each within the platform's limits."""
 
     async def send_text(self, chat: str, part: str, *, reply_to: str = "") -> Delivered:
         """Send one of `parts`.
@@ -116,7 +116,7 @@ class Adapter(Protocol):
         """
 
     async def edit_text(self, chat: str, message_id: str, part: str) -> Delivered:
-        """Replace a sent message's text by one of `parts`; that it was so already is no error.
+        """Replace a sent message's text by one of `parts`; it may have been the same before.
 
         Raises:
             DeliveryError: it was not replaced; "gone": there is no such message.
@@ -130,21 +130,21 @@ class Adapter(Protocol):
         """
 
     async def private_chat(self, user: str) -> str:
-        """The private chat with a person, which is opened if there is none.
+        """Return the private chat with a person; open it if there is none.
 
         Raises:
             DeliveryError: the app does not open one.
         """
 
     async def show_draft(self, chat: str, draft_id: int, part: str) -> bool:
-        """Show a text that is still being written, without sending it; False if the chat knows no drafts.
+        """Show a text that is still being written; return False if the chat knows no drafts.
 
         Raises:
             DeliveryError: it was not shown.
         """
 
     async def show_working(self, chat: str, doing: Literal["recording", "typing"]) -> float:
-        """Show that june works on an answer; for how many seconds the sign stays.
+        """Show that june works on an answer; return for how many seconds the sign stays.
 
         Raises:
             DeliveryError: it was not shown.

@@ -26,7 +26,7 @@ class AddressBook:
         self._adapters = adapters
 
     async def role_of(self, user: str) -> Role | None:
-        """Whether someone is an owner, allowed, or (None) a stranger."""
+        """Return whether someone is an owner or allowed; None: a stranger."""
         return await role_of(self._store, self._access, user)
 
     async def owner(self) -> Address:
@@ -47,7 +47,7 @@ class AddressBook:
         return Address(user, await private_chat(self._store, self._adapters, user), tuple(others))
 
     async def find(self, to: str) -> Address:
-        """The address of "owner", or of a person such as "telegram:123456789".
+        """Return the address of "owner", or of a person such as "telegram:123456789".
 
         Raises:
             QueueError: they have no access, or june is not on that app.
@@ -61,7 +61,7 @@ class AddressBook:
 
 
 async def private_chat(store: Store, adapters: Mapping[Platform, Adapter], user: str) -> str:
-    """The private chat with a person: where they wrote last, or one that is opened for them.
+    """Return the private chat with a person: where they wrote last, or one that is opened for them.
 
     Raises:
         QueueError: june is not on that app.

@@ -94,7 +94,7 @@ class Commands:
         }
 
     async def run(self, received: Received) -> str:
-        """The Markdown that answers a command; "" if nothing is to be said.
+        """Carry out a command, and return the Markdown that answers it; "": nothing does.
 
         Args:
             received: its text is the command with its argument, such as "/voice on", in any case.
@@ -227,11 +227,11 @@ def _usage(info: CommandInfo) -> str:
 
 
 def _expected(name: str) -> str:
-    """One sentence on how a command is to be used."""
+    """Return one sentence on how to use a command."""
     info = next(info for info in COMMANDS if info.name == name)
     return f"After /{name} I expect {info.argument}."
 
 
 def in_markdown(name: str) -> str:
-    """A name that its bearer chose, as Markdown that shows it and does nothing else."""
+    """Return a name that its bearer chose, as Markdown that shows it and does nothing else."""
     return escape("".join(filter(str.isprintable, name)))

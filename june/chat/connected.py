@@ -7,9 +7,9 @@ from typing import Literal
 
 from june.backoff import BackOff
 from june.chat import Adapter
-from june.chat.delivery import with_echo
 from june.chat.formatting import escape
 from june.chat.progress import GrowingMessage, working
+from june.chat.wording import with_echo
 from june.errors import DeliveryError
 from june.messages import Inbound, Platform
 from june.store import Received, Store
@@ -28,7 +28,7 @@ class ConnectedApps:
         self._max_bytes = max_bytes
 
     async def download(self, message: Inbound) -> bytes:
-        """The recording of a message; what may pass is tried again a few times.
+        """Return the recording of a message; try again a few times if that may help.
 
         Raises:
             DeliveryError: the app does not hand it out.
@@ -44,17 +44,17 @@ class ConnectedApps:
         return await adapter.download(message, max_bytes=self._max_bytes)
 
     def preview(self, received: Received, echo: str) -> "EchoedMessage":
-        """A preview of the answer to this message, below an echo of what was heard."""
+        """Return a preview of the answer to this message, below an echo of what was heard."""
         return EchoedMessage(GrowingMessage(self._store, self._adapter(received.message), received), echo)
 
     def working(
         self, message: Inbound, doing: Literal["recording", "typing"]
     ) -> AbstractAsyncContextManager[None]:
-        """Shows in the message's chat that june works on an answer."""
+        """Show in the message's chat, during the block, that june works on an answer."""
         return working(self._adapter(message), message.chat, doing)
 
     def literal(self, text: str) -> str:
-        """Markdown that shows a text as it is."""
+        """Return Markdown that shows a text as it is."""
         return escape(text)
 
     def _adapter(self, message: Inbound) -> Adapter:
@@ -76,5 +76,5 @@ class EchoedMessage:
         self._message.show(with_echo(text, self._echo))
 
     async def finish(self) -> str:
-        """Show no more; the id of the message that shows the beginning, "" if there is none."""
+        """Show no more, and return the id of the message that shows the beginning; "": there is none."""
         return await self._message.finish()

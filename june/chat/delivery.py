@@ -9,17 +9,16 @@ A message whose app is not in the settings stays taken, and its chat waits, unti
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 
-from june.backoff import BackOff
 from june.chat import Adapter
 from june.chat.addresses import private_chat
-from june.chat.apps import chat_app
-from june.chat.formatting import escape
+from june.chat.posting import BACK_OFF, Posting, fitting
+from june.chat.wording import GIVEN_UP, VOICE_REFUSED
 from june.errors import DeliveryError, JuneError, QueueError
-from june.messages import Delivered, Outbound, Platform, Purpose
+from june.messages import Outbound, Platform
 from june.sections import DeliverySettings
 from june.store import DueMessage, Store
 from june.telemetry import count_error, following, log, stage
@@ -29,37 +28,11 @@ MAX_CHATS = 16
 """Chats that something is sent to at a time: half of what Telegram takes in a second."""
 FINISH_S = 5.0
 """Time that requests have to end when june stops: half of what Docker grants a whole program by default."""
-COMMIT_ATTEMPTS = 5
-BACK_OFF = BackOff(first_s=1, longest_s=300, spread=0.25)
-"""Pauses between the tries of one message, and of one commit."""
 OUTBOX_RETRY_S = 1.0
 """Until the outbox is read again when it could not be."""
 
-GIVEN_UP = "One of my messages to you could not be delivered."
-VOICE_REFUSED = {
-    "voice_forbidden": "I may not send voice messages in this chat, so you get the text.",
-    "too_large": "That voice message is too large for this app, so you get the text.",
-}
 FALLBACK_ATTEMPTS = 3
 """How often a message to the owner is sent to one app before it goes to another: some seven seconds."""
-HEADINGS: dict[Purpose, str] = {
-    "clarification": "❓ **Question**",
-    "help_request": "🆘 **Help is needed**",
-    "progress": "⏳ **Progress**",
-    "feedback_request": "📝 **What do you think?**",
-}
-"""By what a program sends a message for."""
-
-
-def with_echo(text: str, echo: str) -> str:
-    """The Markdown of an answer: what was heard as a quotation, literally, and the text below it."""
-    literal = escape(" ".join(echo.split()))
-    return f"> 🎤 {literal}\n\n{text}" if literal else text
-
-
-def as_markdown(text: str, echo: str, purpose: Purpose) -> str:
-    """All that a chat is shown of a message."""
-    return "\n\n".join(filter(None, (HEADINGS.get(purpose, ""), with_echo(text, echo))))
 
 
 class Delivery:
@@ -83,6 +56,7 @@ class Delivery:
         self._store = store
         self._adapters = adapters
         self._settings = settings
+        self._posting = Posting(store, settings)
         self._clock = clock
         self._group_window_s = settings.group_window_s
         self._sending: dict[str, asyncio.Task[None]] = {}
@@ -121,7 +95,7 @@ class Delivery:
                 await self._idle.wait()
 
     async def _start_what_is_due(self) -> float | None:
-        """Seconds until there may be more to start; None: not before something happens."""
+        """Start what is due; return the seconds until more may be due, None: until something happens."""
         self._wake.clear()
         window_s = self._group_window_s
         try:
@@ -174,15 +148,15 @@ class Delivery:
                 rows = await self._deliver_first(adapter, rows)
 
     async def _deliver_first(self, adapter: Adapter, rows: tuple[DueMessage, ...]) -> tuple[DueMessage, ...]:
-        """Send the first message, with others if they fit; the rows to go on with now."""
+        """Send the first message, with others if they fit; return the rows to go on with now."""
         group = rows[:1]
         timings_s: dict[str, float] = {}
         kind = group[0].message.kind
         try:
             with stage("send", timings_s, platform=adapter.platform, kind=kind):
-                group = _fitting(adapter, rows)
-                parts = await self._send(adapter, group)
-                await self._commit(partial(self._store.outbox.mark_sent, _ids(group)))
+                group = fitting(adapter, rows)
+                parts = await self._posting.send(adapter, group)
+                await self._posting.commit(partial(self._store.outbox.mark_sent, _ids(group)))
         except Exception as error:  # the boundary: whatever one message comes to, the others are sent
             if await self._follow(rows, error):
                 return ()
@@ -208,10 +182,10 @@ class Delivery:
             return False
         _count(error.reason)
         now_s, old = self._clock(), rows[0].message.chat
-        await self._commit(
+        await self._posting.commit(
             partial(self._store.outbox.postpone, _ids(rows), due_at_s=now_s, error=error.reason)
         )
-        await self._commit(partial(self._store.conversations.move, old, error.moved_to))
+        await self._posting.commit(partial(self._store.conversations.move, old, error.moved_to))
         log.info("chat.moved", platform=old.partition(":")[0])
         return True
 
@@ -222,7 +196,7 @@ class Delivery:
         group: tuple[DueMessage, ...],
         error: Exception,
     ) -> bool:
-        """Whether all the rows were postponed, the failed group among them; if not, it was given up."""
+        """Postpone all the rows and return True, or give up the failed group and return False."""
         failure = error if isinstance(error, DeliveryError) else None
         reason = failure.reason if failure else type(error).__name__
         detail = f"{reason}: {failure}" if failure else reason  # an unexpected error's text may hold anything
@@ -234,7 +208,7 @@ class Delivery:
         if attempts < self._settings.max_attempts and may_pass:
             pause_s = BACK_OFF.pause_s(attempts, failure.retry_after_s if failure else None)
             due_at_s = self._clock() + pause_s
-            await self._commit(
+            await self._posting.commit(
                 partial(self._store.outbox.postpone, _ids(rows), due_at_s=due_at_s, error=detail)
             )
             log.warning(
@@ -246,12 +220,14 @@ class Delivery:
             )
             return True
         notice = self._notice(group[0].message, reason)
-        await self._commit(partial(self._store.outbox.give_up, _ids(group), error=detail, notice=notice))
+        await self._posting.commit(
+            partial(self._store.outbox.give_up, _ids(group), error=detail, notice=notice)
+        )
         log.warning("reply.given_up", platform=platform, detail=detail, attempts=attempts)
         return False
 
     async def _send_elsewhere(self, row: DueMessage, detail: str) -> bool:
-        """Whether a message that its chat does not take goes to the next of its people."""
+        """Return whether a message that its chat does not take goes to the next of its people."""
         users = list(row.message.other_users)
         while users:
             user = users.pop(0)
@@ -261,79 +237,14 @@ class Delivery:
                 log.warning("reply.not_readdressed", detail=str(error))
                 continue
             change = partial(self._store.outbox.readdress, row.id, chat=chat, user=user, other_users=users)
-            await self._commit(change)
+            await self._posting.commit(change)
             log.warning("reply.readdressed", platform=chat.partition(":")[0], detail=detail)
             self._wake.set()
             return True
         return False
 
-    async def _send(self, adapter: Adapter, rows: tuple[DueMessage, ...]) -> int:
-        """Send what is left of a message, or of several in one; how many parts it has."""
-        row, message = rows[0], rows[0].message
-        if message.kind == "voice" and message.voice is not None:
-            if not row.delivered:
-                async with self._time_limit():
-                    one = await adapter.send_voice(message.chat, message.voice, reply_to=message.reply_to)
-                await self._note(rows, one)
-            return 1
-        parts = adapter.parts(_markdown(rows))
-        shown = await self._shown(message)
-        delivered = list(row.delivered)
-        for index in range(len(delivered), len(parts)):
-            target = shown[index] if index < len(shown) else ""
-            async with self._time_limit():
-                one = await _put(
-                    adapter, message, parts[index], target, reply_to="" if index else message.reply_to
-                )
-            if message.edits and one.message_id not in shown:
-                # First: another edit, or this one after a crash, must find it.
-                await self._commit(partial(self._store.outbox.note_delivered, message.edits, one))
-            await self._note(rows, one)
-            delivered.append(one)
-        kept = {one.message_id for one in delivered}
-        for target in shown:
-            if target not in kept:
-                await self._delete(adapter, row, target)
-        return len(parts)
-
-    async def _shown(self, message: Outbound) -> list[str]:
-        """The messages that show the text's parts as they were, by the platform's ids."""
-        if message.edits:
-            edited = await self._store.outbox.message(message.edits)
-            delivered = edited.delivered if edited else ()
-            return list(dict.fromkeys(one.message_id for one in delivered if one.kind == "text"))
-        return [message.preview_id] if message.preview_id else []
-
-    async def _delete(self, adapter: Adapter, row: DueMessage, message_id: str) -> None:
-        try:
-            async with self._time_limit():
-                await adapter.delete(row.message.chat, message_id)
-        except (DeliveryError, TimeoutError) as error:
-            reason = error.reason if isinstance(error, DeliveryError) else "try_again"
-            if reason == "try_again" and row.attempts < self._settings.max_attempts:
-                raise
-            _count(reason)  # the text arrived, which matters more than what is left of the old one
-
-    async def _note(self, rows: Sequence[DueMessage], delivered: Delivered) -> None:
-        for row in rows:
-            await self._commit(partial(self._store.outbox.note_delivered, row.id, delivered))
-
-    async def _commit(self, change: Callable[[], Awaitable[None]]) -> None:
-        """Make a change to the file, later if need be: what is not kept is sent twice."""
-        for attempt in range(1, COMMIT_ATTEMPTS):
-            try:
-                return await change()
-            except JuneError as error:
-                _count(type(error).__name__)
-                log.error("outbox.failed", type=type(error).__name__, detail=str(error))
-                await asyncio.sleep(BACK_OFF.pause_s(attempt))
-        return await change()
-
-    def _time_limit(self) -> asyncio.Timeout:
-        return asyncio.timeout(self._settings.timeout_s)
-
     def _notice(self, message: Outbound, reason: str) -> Outbound | None:
-        """What the chat gets instead of a message: the words of a voice, and why; None: nothing.
+        """Return what the chat gets instead of a message: the words of a voice, and why; None: nothing.
 
         The words follow what stands in the outbox already; a chat is told once why it gets no voice.
         """
@@ -358,38 +269,9 @@ class Delivery:
         )
 
 
-async def _put(adapter: Adapter, message: Outbound, part: str, target: str, *, reply_to: str) -> Delivered:
-    """Show a part: in the message `target`, or in a new one if there is none or it cannot be edited."""
-    try:
-        if target:
-            try:
-                return await adapter.edit_text(message.chat, target, part)
-            except DeliveryError as error:
-                if error.reason not in {"gone", "refused"}:
-                    raise
-        return await adapter.send_text(message.chat, part, reply_to=reply_to)
-    except DeliveryError as error:
-        if error.reason != "markup":
-            raise
-        _count(error.reason)
-    app = chat_app(adapter.platform)
-    visible = app.visible(part) if app is not None else part
-    return await adapter.send_plain(message.chat, visible, reply_to=reply_to)
-
-
-def _fitting(adapter: Adapter, rows: tuple[DueMessage, ...]) -> tuple[DueMessage, ...]:
-    """All the rows if they fit in one message, so that none is ever sent in part; or else the first."""
-    is_begun = any(row.delivered for row in rows)
-    return rows[:1] if is_begun or len(adapter.parts(_markdown(rows))) > 1 else rows
-
-
-def _markdown(rows: Sequence[DueMessage]) -> str:
-    return "\n\n".join(as_markdown(row.message.text, row.message.echo, row.message.purpose) for row in rows)
+def _count(kind: str) -> None:
+    count_error("send", kind)
 
 
 def _ids(rows: Sequence[DueMessage]) -> list[int]:
     return [row.id for row in rows]
-
-
-def _count(kind: str) -> None:
-    count_error("send", kind)

@@ -11,7 +11,7 @@ from june.sections import AppSettings, DeliverySettings
 
 
 @dataclass(frozen=True, slots=True)
-class Endpoint:
+class Server:
     """A server that an app is reached at, as `june check --online` asks it.
 
     Attributes:
@@ -71,7 +71,7 @@ class ChatApp:
         faults: what is wrong with such a part, one sentence each; empty: nothing.
         reads_plain_text_as_markup: whether the app knows no text without markup.
         person: a regular expression of a person's id on the app.
-        endpoints: the servers that the app is reached at, from its section.
+        servers: those that the app is reached at, from its section.
         ports: the ports that june listens on for it, from its section.
     """
 
@@ -85,7 +85,7 @@ class ChatApp:
     faults: Callable[[str], Sequence[str]]
     reads_plain_text_as_markup: bool = False
     person: str = "[0-9]{1,20}"
-    endpoints: Callable[[Any], Sequence[Endpoint]] = _none
+    servers: Callable[[Any], Sequence[Server]] = _none
     ports: Callable[[Any], Sequence[Port]] = _none
 
     def create(self, settings: AppSettings, delivery: DeliverySettings) -> Adapter:

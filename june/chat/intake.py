@@ -41,7 +41,7 @@ WELCOME = "Welcome! Send me a voice message or write to me, and I answer. /help 
 
 
 def new_pairing_code() -> str:
-    """A random code of the form that `Gate` looks for in what strangers send."""
+    """Return a random code of the form that `Gate` looks for in what strangers send."""
     return "".join(secrets.choice(CODE_ALPHABET) for _ in range(CODE_LENGTH))
 
 
@@ -80,7 +80,7 @@ class Gate:
         self._explained: set[tuple[str, str]] = set()
 
     async def role_of(self, user: str) -> Role | None:
-        """Whether someone is an owner, allowed, or (None) a stranger."""
+        """Return whether someone is an owner or allowed; None: a stranger."""
         return await role_of(self._store, self._access, user)
 
     async def cursor(self, name: str) -> str:
@@ -136,7 +136,7 @@ class Gate:
                 self._on_outbox()
 
     async def _turn_away(self, message: Inbound) -> list[Outbound]:
-        """The welcome of a stranger who knows a code; nothing for any other."""
+        """Return the welcome for a stranger who knows a code, and nothing for any other."""
         if self._access.pairing and not message.is_group and message.kind in ("text", "command"):
             code = CODE.fullmatch(message.text.strip().upper())
             if (
@@ -151,7 +151,7 @@ class Gate:
         return []
 
     def _may_try(self, user: str) -> bool:
-        """Whether a stranger has a try left in this hour; it is spent now."""
+        """Return whether a stranger has a try left in this hour, and spend it."""
         now_s = self._clock()
         tries = self._tries.setdefault(user, deque(maxlen=TRIES_PER_HOUR))
         if len(tries) == TRIES_PER_HOUR and now_s - tries[0] < HOUR_S:
@@ -165,7 +165,7 @@ class Gate:
     async def _refusal(
         self, message: Inbound, accepted: Sequence[tuple[Inbound, Role]]
     ) -> tuple[str, str] | None:
-        """Which limit the message exceeds, and what its sender is told of it; None: none."""
+        """Return which limit the message exceeds, and what its sender is told; None: it exceeds none."""
         if self._is_too_fast(message):
             limit = self._access.messages_per_minute
             return (
@@ -187,7 +187,7 @@ class Gate:
         return None
 
     def _is_too_fast(self, message: Inbound) -> bool:
-        """Whether its sender sent too many within a minute of it, by the platform's clock.
+        """Return whether its sender sent too many messages within a minute of it, by the platform's clock.
 
         By that clock, what was sent over hours while june was away is not too much when all of it arrives
         at once; and what a platform repeats counts once.
@@ -205,7 +205,7 @@ class Gate:
         return False
 
     def _refuse(self, message: Inbound, refusal: tuple[str, str]) -> list[Outbound]:
-        """The explanation, until the sender was under the limit again; none where june was not spoken to."""
+        """Return the explanation, once until the sender is under the limit again, if june was spoken to."""
         limit, explanation = refusal
         dropped_total.labels(limit).inc()
         if not message.is_addressed or (message.user, limit) in self._explained:
@@ -215,7 +215,7 @@ class Gate:
 
 
 async def role_of(store: Store, access: AccessSettings, user: str) -> Role | None:
-    """Whether someone is an owner, allowed, or (None) a stranger."""
+    """Return whether someone is an owner or allowed; None: a stranger."""
     if user in access.owners:
         return "owner"
     stored = await store.people.access(user)
@@ -225,7 +225,7 @@ async def role_of(store: Store, access: AccessSettings, user: str) -> Role | Non
 
 
 def routed(message: Inbound, role: Role, routes: RoutesSettings) -> Inbound:
-    """The message with what becomes of it; what names the queue, by an owner, loses that name."""
+    """Return the message with what becomes of it; an owner's that names the queue loses that name."""
     if message.kind == "command":
         name, *rest = message.text.split(maxsplit=1)
         if name.casefold() == "/queue" and rest and role == "owner":

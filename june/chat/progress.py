@@ -57,7 +57,7 @@ class GrowingMessage:
             self._task = asyncio.create_task(self._run())
 
     async def finish(self) -> str:
-        """The id of the message that shows the beginning; "" if there is none.
+        """Return the id of the message that shows the beginning; "": there is none.
 
         Nothing is shown any more when it returns: a request in flight is waited for.
         """
@@ -98,7 +98,7 @@ class GrowingMessage:
                     await self._finished.wait()
 
     async def _has_changed(self) -> bool:
-        """Wait for a text that was not looked at; False once the preview is finished."""
+        """Wait for a text that was not looked at; return False once the preview is finished."""
         await self._changed.wait()
         self._changed.clear()
         return not self._finished.is_set()

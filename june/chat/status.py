@@ -45,7 +45,7 @@ class Details:
 
 
 def status_text(status: Status, details: Details | None = None) -> str:
-    """Markdown on how june is; with details for an owner."""
+    """Return Markdown on how june is, with details for an owner."""
     lines = [f"june {status.version}"]
     lines += [f"- {in_markdown(model.name)} ({model.device})" for model in status.models]
     lines.append(f"- messages waiting: {status.waiting.new}, being answered: {status.waiting.processing}")
@@ -58,7 +58,7 @@ def status_text(status: Status, details: Details | None = None) -> str:
 
 
 def errors_since_start() -> dict[str, int]:
-    """How many failures this process counted, by kind such as "llm timeout", the most frequent first."""
+    """Return how many failures this process counted by kind, such as "llm timeout", most frequent first."""
     counts = {
         f"{sample.labels['stage']} {sample.labels['type']}": int(sample.value)
         for metric in errors_total.collect()
@@ -113,7 +113,7 @@ def _use_line(use: Use) -> str:
 
 
 def _duration(seconds: float) -> str:
-    """Seconds in the unit that suits them."""
+    """Return seconds in the unit that suits them."""
     for unit_s, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
         if seconds >= unit_s:
             return f"{seconds / unit_s:.1f} {unit}"

@@ -16,7 +16,7 @@ import aiohttp
 
 from june.api.access import check_exposure
 from june.chat.apps import chat_apps
-from june.chat.descriptor import Endpoint
+from june.chat.descriptor import Server
 from june.checks import Finding
 from june.errors import JuneError
 from june.settings import Settings
@@ -65,7 +65,7 @@ def ports(settings: Settings) -> Iterator[Finding]:
 
 
 def _port(name: str, key: str, host: str, port: int, *, token: str | None = None) -> Finding:
-    """Whether the port is free. A `token` is there for the endpoint that can say whether it is june's own."""
+    """Return whether the port is free; a `token` is for the port whose listener can be june itself."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as listener:
@@ -83,7 +83,7 @@ def _port(name: str, key: str, host: str, port: int, *, token: str | None = None
 
 
 def _is_june(host: str, port: int, token: str) -> bool:
-    """Whether what listens there answers as june's /ready does."""
+    """Return whether what listens there answers as june's /ready does."""
     connection = http.client.HTTPConnection(host, port, timeout=ANSWER_S)
     try:
         connection.request("GET", "/ready", headers={"Authorization": f"Bearer {token}"} if token else {})
@@ -117,7 +117,7 @@ def online(settings: Settings) -> Iterator[Finding]:
         yield _drift(min(drifts_s, key=abs))
 
 
-def _judged(name: str, endpoint: Endpoint, answer: _Answer) -> Finding:
+def _judged(name: str, endpoint: Server, answer: _Answer) -> Finding:
     """Return the finding for what an endpoint answered."""
     if answer.fault:
         remedy = f"Look at the network, the proxy and {endpoint.key}; june tries again by itendpoint."
@@ -141,26 +141,26 @@ def _account(body: Any) -> str:
     return f"@{name}" if isinstance(name, str) else "an account without a name"
 
 
-def _endpoints(settings: Settings) -> list[tuple[str, Endpoint]]:
+def _endpoints(settings: Settings) -> list[tuple[str, Server]]:
     """Return the servers that june is to reach, each with the name of what it is for."""
     found = []
     for app in chat_apps():
         section = settings.section_of(app)
         if section.token.get_secret_value():
-            found += [(app.name, endpoint) for endpoint in app.endpoints(section)]
+            found += [(app.name, endpoint) for endpoint in app.servers(section)]
     if traces := settings.telemetry.otlp_endpoint:
-        found.append(("traces", Endpoint(traces, "telemetry.otlp_endpoint", traces, takes_token=False)))
+        found.append(("traces", Server(traces, "telemetry.otlp_endpoint", traces, takes_token=False)))
     return found
 
 
-async def _ask_all(endpoints: Sequence[Endpoint]) -> list[_Answer]:
+async def _ask_all(endpoints: Sequence[Server]) -> list[_Answer]:
     limit = aiohttp.ClientTimeout(total=TIMEOUT_S)
     async with aiohttp.ClientSession(timeout=limit) as session:
         return await asyncio.gather(*(_ask(session, endpoint) for endpoint in endpoints))
 
 
-async def _ask(session: aiohttp.ClientSession, endpoint: Endpoint) -> _Answer:
-    """The endpoint's answer, without aiohttp's words: they quote the address, which may hold a token."""
+async def _ask(session: aiohttp.ClientSession, endpoint: Server) -> _Answer:
+    """Return the server's answer, without aiohttp's words, which quote the address and so a token."""
     try:
         async with session.request(endpoint.method, endpoint.url, headers=endpoint.headers) as response:
             is_json = endpoint.takes_token and response.content_type == "application/json"

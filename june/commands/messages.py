@@ -15,8 +15,8 @@ import typer
 from rich.table import Table
 
 from june.chat.apps import chat_app
-from june.chat.delivery import as_markdown
 from june.chat.formatting import visible
+from june.chat.wording import as_markdown
 from june.commands import queue
 from june.commands.terminal import Json, SettingsFile, Since, console, local_time, printable, seconds_since
 from june.errors import JuneError

@@ -15,10 +15,12 @@ from pydantic import SecretStr
 from structlog.testing import capture_logs
 from structlog.typing import EventDict
 
-from june.chat.delivery import BACK_OFF, FINISH_S, GIVEN_UP, MAX_CHATS, VOICE_REFUSED, Delivery, with_echo
+from june.chat.delivery import FINISH_S, MAX_CHATS, Delivery
+from june.chat.posting import BACK_OFF
 from june.chat.telegram.adapter import Telegram
 from june.chat.telegram.formatting import telegram_parts, visible_telegram
 from june.chat.telegram.settings import TelegramSettings
+from june.chat.wording import GIVEN_UP, VOICE_REFUSED, with_echo
 from june.errors import DeliveryError, Refusal
 from june.messages import Outbound, Platform, Purpose, Voice
 from june.sections import DeliverySettings

@@ -14,10 +14,10 @@ from typing import Any, Literal
 import pytest
 from typer.testing import CliRunner, Result
 
-from june.chat.delivery import with_echo
 from june.chat.discord.formatting import discord_parts
 from june.chat.formatting import visible
 from june.chat.telegram.formatting import telegram_parts
+from june.chat.wording import with_echo
 from june.commands.messages import app
 from june.errors import JuneError, StoreError
 from june.messages import Attachment, Delivered, Inbound, Outbound, Transcript, Voice

@@ -9,7 +9,7 @@ import binascii
 import re
 from collections.abc import Sequence
 
-from june.chat.descriptor import ChatApp, Endpoint
+from june.chat.descriptor import ChatApp, Server
 from june.chat.discord.formatting import validate_discord, visible_discord
 from june.chat.discord.settings import DiscordSettings
 
@@ -26,13 +26,13 @@ def _is_token(token: str) -> bool:
         return False
 
 
-def _endpoints(settings: DiscordSettings) -> Sequence[Endpoint]:
+def _servers(settings: DiscordSettings) -> Sequence[Server]:
     base = settings.api_base.rstrip("/")
     headers = {"Authorization": f"Bot {settings.token.get_secret_value()}"}
     gateway = settings.gateway.replace("ws", "http", 1)  # any answer will do
     return [
-        Endpoint(base, "discord.api_base", f"{base}/users/@me", headers=headers),
-        Endpoint(settings.gateway, "discord.gateway", gateway, takes_token=False),
+        Server(base, "discord.api_base", f"{base}/users/@me", headers=headers),
+        Server(settings.gateway, "discord.gateway", gateway, takes_token=False),
     ]
 
 
@@ -46,5 +46,5 @@ APP = ChatApp(
     visible=visible_discord,
     faults=validate_discord,
     reads_plain_text_as_markup=True,
-    endpoints=_endpoints,
+    servers=_servers,
 )

@@ -11,7 +11,7 @@ import aiohttp
 
 from june.chat import AdapterHealth, CommandInfo, Intake
 from june.chat.discord.errors import may_pass
-from june.chat.discord.listening import Listener
+from june.chat.discord.listening import GatewayListener
 from june.chat.discord.reading import recording_of
 from june.chat.discord.sending import Sending
 from june.chat.discord.settings import DiscordSettings
@@ -39,7 +39,7 @@ class Discord(Sending):
             StoreError: what arrived could not be committed.
         """
         self.report("starting")
-        listener = Listener(self, intake, commands)
+        listener = GatewayListener(self, intake, commands)
         problem = ""
         try:
             await listener.listen(self._settings)

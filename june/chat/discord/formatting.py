@@ -28,7 +28,7 @@ _IN_URL = {ord(char): f"%{ord(char):02X}" for char in "()*|~`@\\"}
 
 
 def discord_parts(markdown: str, *, limit: int = 2000) -> list[str]:
-    """Discord markdown in messages that each stand alone; empty if there is nothing to see.
+    """Return Discord's Markdown in messages that each stand alone; empty if there is nothing to see.
 
     Args:
         markdown: what the model wrote, finished or not.
@@ -61,7 +61,7 @@ def _render(piece: MarkedText) -> str:
 
 
 def _apart(code: str) -> str:
-    """Code in which no fence ends: Discord knows none longer than three, and no escape."""
+    """Return code in which no fence ends: Discord knows none longer than three, and no escape."""
     return re.sub("`(?=``)", f"`{_ZERO_WIDTH}", code)
 
 
@@ -126,7 +126,7 @@ _MARKUP = re.compile(
 
 
 def visible_discord(text: str) -> str:
-    """What a reader sees of a part."""
+    """Return what a reader sees of a part."""
     return _MARKUP.sub(_seen, text).replace(_ZERO_WIDTH, "")
 
 
@@ -142,7 +142,7 @@ _ALIVE = re.compile(r"@(?:everyone|here)\b|<@[!&]?\d+>|(?<!\\)<#\d+>")
 
 
 def validate_discord(text: str, *, limit: int = 2000) -> list[str]:
-    """What is wrong with a part, one sentence each; empty if Discord takes it and it pings nobody.
+    """Return what is wrong with a part, one sentence each; empty if Discord takes it and it pings nobody.
 
     Discord refuses only what is empty or too long; what it cannot read as markup, it shows as it is.
     """

@@ -49,7 +49,7 @@ class Reporting(Protocol):
         """Set what `Adapter.health` returns."""
 
 
-class Listener(discord.Client):
+class GatewayListener(discord.Client):
     """One connection to the gateway; it commits what arrives, in its order."""
 
     def __init__(self, adapter: Reporting, intake: Intake, commands: Sequence[CommandInfo]) -> None:
@@ -237,7 +237,7 @@ class Listener(discord.Client):
 
 
 def _application_command(command: CommandInfo) -> dict[str, Any]:
-    """A slash command with at most one option, as Discord's API takes it."""
+    """Return a slash command with at most one option, as Discord's API takes it."""
     argument = {"type": discord.AppCommandOptionType.string.value, "name": "argument"}
     options = [{**argument, "description": command.argument, "required": False}] if command.argument else []
     kind = discord.AppCommandType.chat_input.value

@@ -102,7 +102,7 @@ class Sending:
         return f"discord:{channel['id']}"
 
     async def show_draft(self, chat: str, draft_id: int, part: str) -> bool:
-        """False: Discord knows no drafts."""
+        """Return False: Discord knows no drafts."""
         del chat, draft_id, part
         return False
 
@@ -121,7 +121,7 @@ class Sending:
             del self._interactions[next(iter(self._interactions))]
 
     async def _sending(self) -> discord.Client:
-        """The client that sends, logged in."""
+        """Return the client that sends, logged in."""
         async with self._login:
             if self._sender is None:
                 point_at(self._settings)
@@ -140,7 +140,7 @@ class Sending:
         return (await self._sending()).get_partial_messageable(_channel_id(chat))
 
     async def _send(self, chat: str, text: str, reply_to: str) -> str:
-        """The id of the message, which answers `reply_to`, be it a message or an interaction."""
+        """Send an answer to `reply_to`, a message or an interaction; return the new message's id."""
         async with self.translated():
             interaction, came_s = self._interactions.pop(reply_to, (None, 0.0))
             if interaction is not None and asyncio.get_running_loop().time() - came_s < RESPONSE_S:

@@ -60,7 +60,7 @@ def _list(state: StateBlock, start: int, end: int, silent: bool) -> bool:
 
 
 def _table(state: StateBlock, start: int, end: int, silent: bool) -> bool:
-    """markdown-it's rule, which leaves out the cells beyond the head's: here they stay in the last cell."""
+    """Apply markdown-it's rule, but keep the cells beyond the head's in the last cell."""
     first = len(state.tokens)
     if not table(state, start, end, silent):
         return False
@@ -96,7 +96,7 @@ _PARSER = _Parser()
 
 
 def read(markdown: str) -> MarkedText:
-    """The text that a reader should see, and what each of its characters is.
+    """Return the text that a reader should see, and what each of its characters is.
 
     Lone surrogates become "�"; control characters, spaces; zero-width spaces, nothing.
     """
@@ -310,7 +310,7 @@ class _Writer:
 
 
 def _plain(tokens: Sequence[Token]) -> str:
-    """The words of inline tokens."""
+    """Return the words of inline tokens."""
     return "".join(
         _plain(token.children or []) if token.type == "image" else token.content.translate(_INLINE)
         for token in tokens
@@ -318,7 +318,7 @@ def _plain(tokens: Sequence[Token]) -> str:
 
 
 def _width(text: str) -> int:
-    """Columns that a text takes in a fixed-width font."""
+    """Return how many columns a text takes in a fixed-width font."""
     return sum(
         2
         if unicodedata.east_asian_width(char) in "WF"

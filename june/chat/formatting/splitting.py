@@ -39,7 +39,7 @@ class MarkedText:
         return MarkedText(self.text[part], self.marks[part])
 
     def runs(self) -> Iterator[tuple[str, Marks]]:
-        """The stretches of equal marks."""
+        """Yield the stretches of equal marks."""
         start = 0
         for marks, group in groupby(self.marks):
             end = start + sum(1 for _ in group)
@@ -50,7 +50,7 @@ class MarkedText:
 def with_markup(
     text: MarkedText, markup: Callable[[Marks], list[tuple[str, str]]]
 ) -> Iterator[tuple[str, str, str, Marks]]:
-    """What closes, what opens, and the run of text that follows, with its marks; the last run is empty.
+    """Yield what closes, what opens, and the run of text that follows with its marks; the last run is empty.
 
     Args:
         text: what is written.
@@ -68,12 +68,12 @@ def with_markup(
 
 
 def kinds(marks: Marks) -> set[Kind]:
-    """The kinds of these marks."""
+    """Return the kinds of these marks."""
     return {mark.kind for mark in marks}
 
 
 def utf16_length(text: str) -> int:
-    """The UTF-16 code units of a text, which is how Telegram counts."""
+    """Return the UTF-16 code units of a text, which is how Telegram counts."""
     return len(text.encode("utf-16-le", "surrogatepass")) // 2
 
 
@@ -81,7 +81,7 @@ _BLANK_LETTERS = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")
 
 
 def is_blank(text: str) -> bool:
-    """Whether a reader sees nothing: spaces, controls, format characters and letters without ink."""
+    """Return whether a reader sees nothing: only spaces, controls, format characters, letters without ink."""
     return all(
         char in _BLANK_LETTERS or unicodedata.category(char) in {"Cc", "Cf", "Zs", "Zl", "Zp"}
         for char in text
@@ -89,7 +89,7 @@ def is_blank(text: str) -> bool:
 
 
 def split(whole: MarkedText, size: Callable[[MarkedText], float], *, window: int) -> Iterator[MarkedText]:
-    """The pieces of a text, each of which fits and shows something; nothing visible is left out.
+    """Return the pieces of a text; each fits and shows something, and nothing visible is left out.
 
     It is cut between paragraphs, else lines, else sentences, where that fills at least half of a piece; else
     between words, else between characters as a reader sees them.
@@ -130,7 +130,7 @@ _AIM = 0.98
 
 
 def _longest(piece: MarkedText, size: Callable[[MarkedText], float]) -> int:
-    """How many characters of `piece` fit, or little fewer: rendering them takes time."""
+    """Return how many characters of `piece` fit, or a few less, since rendering takes time."""
     fitting, too_many = 0, len(piece.text) + 1
     at = len(piece.text)
     while too_many - fitting > 1:
@@ -152,7 +152,7 @@ _LONGEST_CLUSTER = 64
 
 
 def _place(whole: MarkedText, start: int, end: int) -> int:
-    """The best place for a cut after `start` and not after `end`."""
+    """Return the best place for a cut after `start` and not after `end`."""
     text, marks = whole.text, whole.marks
     if end == len(text):
         return end
@@ -169,7 +169,7 @@ def _place(whole: MarkedText, start: int, end: int) -> int:
 
 
 def _end_of_thought(whole: MarkedText, start: int, end: int) -> int:
-    """Where the last paragraph, else line, else sentence ends from `start` to `end`; -1 if none does."""
+    """Return where the last paragraph, else line, else sentence ends from `start` to `end`; -1: none does."""
     text, marks = whole.text, whole.marks
     at = text.rfind("\n\n", start, end + 2)
     while at >= 0 and "pre" in kinds(marks[at]):
@@ -182,7 +182,7 @@ def _end_of_thought(whole: MarkedText, start: int, end: int) -> int:
 
 
 def _is_boundary(text: str, at: int) -> bool:
-    """Whether a reader sees one character end and the next begin at `at`; by the main rules of UAX #29."""
+    """Return whether one visible character ends and the next begins at `at`, by the main rules of UAX #29."""
     before, after = text[at - 1], text[at]
     if before == "\u200d" or after in "\u200c\u200d" or unicodedata.category(after).startswith("M"):
         return False

@@ -7,7 +7,7 @@
 import re
 from collections.abc import Sequence
 
-from june.chat.descriptor import ChatApp, Endpoint, Port
+from june.chat.descriptor import ChatApp, Port, Server
 from june.chat.telegram.formatting import validate_telegram, visible_telegram
 from june.chat.telegram.settings import TelegramSettings
 
@@ -19,10 +19,10 @@ def _is_token(token: str) -> bool:
     return TOKEN.fullmatch(token) is not None
 
 
-def _endpoints(settings: TelegramSettings) -> Sequence[Endpoint]:
+def _servers(settings: TelegramSettings) -> Sequence[Server]:
     base = settings.api_base.rstrip("/")
     url = f"{base}/bot{settings.token.get_secret_value()}/getMe"
-    return [Endpoint(base, "telegram.api_base", url, "POST")]
+    return [Server(base, "telegram.api_base", url, "POST")]
 
 
 def _ports(settings: TelegramSettings) -> Sequence[Port]:
@@ -40,6 +40,6 @@ APP = ChatApp(
     remedy="Take it from @BotFather; it looks like 123456789:AAH….",
     visible=visible_telegram,
     faults=validate_telegram,
-    endpoints=_endpoints,
+    servers=_servers,
     ports=_ports,
 )

@@ -66,7 +66,7 @@ class Connection:
         raise failure
 
     async def fetch(self, file_id: str, max_bytes: int) -> bytes:
-        """Download a file by a new link.
+        """Return a file, downloaded by a new link.
 
         Raises:
             DeliveryError: "too_large", "gone", "try_again" or "refused".

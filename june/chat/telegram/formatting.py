@@ -23,7 +23,7 @@ _TAGS = {"bold": "b", "italic": "i", "strike": "s", "code": "code", "quote": "bl
 
 
 def telegram_parts(markdown: str, *, limit: int = 4096) -> list[str]:
-    """Telegram HTML in messages that each stand alone; empty if there is nothing to see.
+    """Return Telegram's HTML in messages that each stand alone; empty if there is nothing to see.
 
     Args:
         markdown: what the model wrote, finished or not.
@@ -38,7 +38,7 @@ def telegram_parts(markdown: str, *, limit: int = 4096) -> list[str]:
 
 
 def _tags(marks: Marks) -> list[tuple[str, str]]:
-    """The opening and the closing tag of each mark. Nothing may be in code, and code only in a quote."""
+    """Return the opening and closing tag of each mark. Nothing may be in code, and code only in a quote."""
     found = kinds(marks)
     tags = []
     for kind, value in marks:
@@ -71,7 +71,7 @@ def _render(piece: MarkedText) -> str:
 
 
 def visible_telegram(html_text: str) -> str:
-    """What a reader sees of a part."""
+    """Return what a reader sees of a part."""
     return html.unescape(re.sub(r"<[^<>]*>", "", html_text))
 
 
@@ -92,7 +92,7 @@ _NEVER_IN_THEMSELVES = {"a", "blockquote", "code", "pre"}
 
 
 def validate_telegram(html_text: str, *, limit: int = 4096) -> list[str]:
-    """What is wrong with a part, one sentence each; empty if Telegram takes it and loses no mark.
+    """Return what is wrong with a part, one sentence each; empty if Telegram takes it and loses no mark.
 
     Covers the documented rules: tags, attributes, entities, balance, what may be nested, and length after
     the entities are parsed. Says nothing about whether a link's target exists.

@@ -93,7 +93,7 @@ class Sending:
         return user
 
     async def show_draft(self, chat: str, draft_id: int, part: str) -> bool:
-        """Show a text that is still being written; only private chats know drafts, and only new servers."""
+        """Show a text that is still being written; return False where there are no drafts."""
         address = _address(chat)
         if not self._knows_drafts or address["chat_id"] < 0:
             return False
