@@ -104,7 +104,7 @@ EXPOSE 8080
 STOPSIGNAL SIGTERM
 # Well means: the chat apps are connected, the store answers, the event loop is not late. /ready waits for the
 # models, too.
-HEALTHCHECK --interval=15s --timeout=6s --start-period=60s --retries=4 \
+HEALTHCHECK --interval=15s --timeout=6s --start-period=60s --retries=6 \
     CMD ["python", "/app/deploy/healthcheck.py"]
 # In exec form: june is process 1 and gets SIGTERM itself.
 ENTRYPOINT ["python", "-m", "june"]

@@ -288,7 +288,7 @@ async def test_stopped_in_the_middle_of_a_first_pull_it_ends_with_zero(engine: E
     async with TelegramServer() as server, endless_index() as index:
         june = service(engine, "pull", server, models="june-test-no-models", PIP_INDEX_URL=index)
         async with june.up() as log:
-            await log.logged("model.pulling")
+            await log.logged("pull.advanced")
             assert await june.stop() == 0
             assert "june.ready" not in log.output
 
