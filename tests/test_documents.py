@@ -91,6 +91,17 @@ def test_files_that_are_named_exist(page: Path) -> None:
     assert [path for path in sorted(paths - examples) if not (PROJECT_ROOT / path).exists()] == []
 
 
+@pytest.mark.parametrize("page", NOW, ids=NOW_NAMES)
+def test_what_is_said_to_stand_in_a_file_does(page: Path) -> None:
+    """Such as "`June.run` in `june/app/__init__.py`"."""
+    absent = []
+    for name, path in re.findall(r"`([\w.]+)` in `(june/[\w/]+\.py)`", prose(page)):
+        source = (PROJECT_ROOT / path).read_text("utf-8")
+        if not all(re.search(rf"\b{part}\b", source) for part in name.split(".")):
+            absent.append((name, path))
+    assert absent == []
+
+
 def is_known(name: str) -> bool:
     """Whether a name in backticks exists, if it looks like a variable, a metric, a setting or an event."""
     if variable := re.fullmatch(r"JUNE_([A-Z0-9_]+__[A-Z0-9_]+)(=.*)?", name):
