@@ -22,7 +22,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -161,6 +161,10 @@ class _June:
         await self._llm.close()
 
 
+def _plain(chat: Chat) -> list[dict[str, str]]:
+    return [{"role": message.role, "content": message.content} for message in chat.messages]
+
+
 def _request(chat: Chat, sampling: Sampling) -> ChatRequest:
     return ChatRequest(chat.messages, sampling, chat.tokens, conversation=chat.conversation, ignore_eos=True)
 
@@ -243,7 +247,7 @@ class _Llama:
         for chat in job.chats:
             answer = Written()
             for chunk in self._llama.create_chat_completion(
-                [asdict(message) for message in chat.messages],
+                _plain(chat),
                 max_tokens=chat.tokens,
                 temperature=0,
                 stream=True,
@@ -304,7 +308,7 @@ class _XLlamaCpp:
                 _count(answer, chat, Usage(usage["prompt_tokens"], usage["completion_tokens"]))
 
         request = {
-            "messages": [asdict(message) for message in chat.messages],
+            "messages": _plain(chat),
             "max_tokens": chat.tokens,
             "temperature": 0,
             "ignore_eos": True,
