@@ -70,14 +70,15 @@ def choose_set(settings: Settings, catalogue: Catalogue, preset: Literal["auto",
     """
     gpus = hardware.find_gpus()
     obstacle = "no NVIDIA GPU was found"
-    if gpus and (gpu_obstacle := llm.unloaded(settings.llm).gpu_use().obstacle):
+    engine = llm.unloaded(settings.llm)
+    if gpus and (gpu_obstacle := engine.gpu_use().obstacle):
         gpus, obstacle = (), gpu_obstacle
     return choose_preset(
         catalogue,
         gpus,
         preset=preset,
         context_tokens=settings.llm.context_tokens,
-        kv_type=settings.llm.kv_type,
+        llm_gpu_bytes=engine.gpu_bytes,
         stt_on_gpu=settings.stt.device != "cpu",
         obstacle=obstacle,
     )

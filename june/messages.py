@@ -56,6 +56,8 @@ class Tool:
 class ToolCall:
     """A call that a model wants made."""
 
+    id: str
+    """Unique within the conversation; the engine's, or june's where the engine gives none."""
     name: str
     arguments: JsonObject
     error: str = ""
@@ -72,6 +74,8 @@ class ChatMessage:
     role: Literal["system", "user", "assistant", "tool"]
     content: str
     tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str = ""
+    """Of the role "tool": the call that it answers."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ below that knows the root.
 
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, SecretStr
 from pydantic_core import PydanticCustomError
@@ -67,6 +67,17 @@ class Section(BaseModel):
     )
 
 
+S = TypeVar("S", bound=Section)
+
+
+class ModelSection(Section):
+    """What every engine of a kind is told; `june.settings` adds the sections that single engines have."""
+
+    def own(self, kind: type[S]) -> S:
+        """Return an engine's own section; its defaults where `june.settings` has not added it."""
+        return next((value for _, value in self if isinstance(value, kind)), kind())
+
+
 class ModelsSettings(Section):
     """Where model files are, and which set of them is used."""
 
@@ -93,11 +104,11 @@ class AudioSettings(Section):
     """Bit rate of a reply, in bit/s."""
 
 
-class SttSettings(Section):
+class SttSettings(ModelSection):
     """Speech to text."""
 
-    backend: str = "faster_whisper"
-    """Engine that transcribes."""
+    backend: str = ""
+    """Engine that transcribes; empty: Whisper, by faster-whisper."""
     model: str = ""
     """Name in the catalogue; empty: the preset's."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -126,46 +137,19 @@ class SttSettings(Section):
     """Time limit of one transcription, in seconds."""
 
 
-class LlmSettings(Section):
+class LlmSettings(ModelSection):
     """The language model."""
 
-    backend: str = "llama_cpp"
-    """Engine that writes the answers."""
+    backend: str = ""
+    """Engine that writes the answers; empty: llama.cpp in june's own process."""
     model: str = ""
     """Name in the catalogue; empty: the preset's."""
     context_tokens: int = Field(default=4096, ge=256)
     """Context of one conversation, prompt and answer, in tokens."""
     slots: int = Field(default=8, ge=1, le=64)
     """Conversations that are kept in the cache, and decoded together."""
-    kv_tokens: int = Field(default=0, ge=0)
-    """Cache of all conversations together, in tokens, never less than one context; 0: one context on the
-    CPU, on a GPU one for each slot as far as half of its free memory goes."""
     max_waiting: int = Field(default=64, ge=0)
     """Answers that may wait for a slot or for cache; one more is refused."""
-    threads: int = Field(default=0, ge=0, le=1024)
-    """CPU threads; 0: one for each core."""
-    kernel: Literal["auto", "llama.cpp"] = "auto"
-    """"auto": june's own, for attention and weights in Q8_0 and Q4_1, where the CPU allows them; "llama.cpp":
-    never."""
-    gpu_layers: int = Field(default=-1, ge=-1)
-    """Layers computed on the GPU; -1: all."""
-    gpu_partial: bool = False
-    """Allow that a part of the layers stays on the CPU."""
-    gpu_only_above_b: float = Field(default=8.0, gt=0)
-    """A model with more billion parameters than this never loads on the CPU."""
-    kv_type: Literal["f16", "q8_0", "q4_0"] = "f16"
-    """Number format of the attention cache; q8_0 halves it and needs flash attention."""
-    flash_attention: Literal["auto"] | bool = "auto"
-    """Fused attention kernels; "auto": where the backend has them."""
-    prefill_chunk_tokens: int = Field(default=256, ge=16, le=4096)
-    """Prompt tokens evaluated at a time, of all conversations; running answers go on between chunks."""
-    prefill_pause_s: float = Field(default=0.2, gt=0, le=10)
-    """How long a chunk may hold up running answers, in seconds; it becomes smaller for that."""
-    state_dir: OptionalPath = ""
-    """Folder, relative to the settings file, for what the cache held of conversations that lost their place
-    or were there when june ended: their history is not evaluated anew. Personal data; empty: none is kept."""
-    state_max_gb: float = Field(default=2.0, gt=0)
-    """Size of that folder in GB; the oldest are deleted first."""
     system_prompt: str = (
         "You are june, a helpful voice assistant. Answer in one to three short sentences of plain, "
         "speakable text, without lists or markdown."
@@ -197,11 +181,11 @@ class LlmSettings(Section):
     """Time limit of one answer, in seconds."""
 
 
-class TtsSettings(Section):
+class TtsSettings(ModelSection):
     """Text to speech."""
 
-    backend: str = "piper"
-    """Engine that speaks."""
+    backend: str = ""
+    """Engine that speaks; empty: Piper."""
     model: str = ""
     """Name in the catalogue; empty: the preset's."""
     threads: int = Field(default=0, ge=0, le=1024)

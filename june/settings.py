@@ -29,9 +29,11 @@ from pydantic_settings import (
 )
 from pydantic_settings import SettingsError as UnreadableSourceError
 
+from june import llm, stt, tts
 from june.chat.apps import chat_apps, is_person
 from june.chat.descriptor import ChatApp
 from june.errors import SettingsError
+from june.models.backends import Backend, own_sections
 from june.sections import (
     PROJECT_ROOT,
     AccessSettings,
@@ -69,7 +71,8 @@ class _Root(BaseSettings):
 class Settings(_Root):
     """All settings; one field a section.
 
-    `complete_settings` adds the sections of the chat apps, which only their table names.
+    `complete_settings` adds the sections of the chat apps, and those of engines within [stt], [llm] and
+    [tts], which only their tables name.
     """
 
     models: ModelsSettings = ModelsSettings()
@@ -94,12 +97,7 @@ class Settings(_Root):
 
     def secret_values(self) -> tuple[str, ...]:
         """Each secret that is set, for whoever must keep it out of what is shown."""
-        values = (value for name in type(self).model_fields for _, value in getattr(self, name))
-        return tuple(
-            value.get_secret_value()
-            for value in values
-            if isinstance(value, SecretStr) and value.get_secret_value()
-        )
+        return tuple(value for name in type(self).model_fields for value in _secrets(getattr(self, name)))
 
     @classmethod
     def settings_customise_sources(
@@ -121,16 +119,40 @@ class Settings(_Root):
         return env_settings, secrets, init_settings
 
 
+def _secrets(section: Section) -> Iterator[str]:
+    for _, value in section:
+        if isinstance(value, Section):
+            yield from _secrets(value)
+        elif isinstance(value, SecretStr) and value.get_secret_value():
+            yield value.get_secret_value()
+
+
 def complete_settings() -> type[Settings]:
-    """Return `Settings` with the section of each chat app, which come first."""
-    return _complete(tuple(chat_apps()))
+    """Return `Settings` with the section of each chat app, which come first, and those of engines."""
+    rooms: Mapping[str, Mapping[str, Backend]] = {
+        "stt": stt.BACKENDS,
+        "llm": llm.BACKENDS,
+        "tts": tts.BACKENDS,
+    }
+    engines = {room: tuple(own_sections(table).items()) for room, table in rooms.items()}
+    return _complete(tuple(chat_apps()), tuple(engines.items()))
+
+
+Engines = tuple[tuple[str, tuple[tuple[str, type[Section]], ...]], ...]
+"""The own sections of engines, by room and name; in tuples, since what is cached needs a hash."""
 
 
 @cache
-def _complete(apps: tuple[ChatApp, ...]) -> type[Settings]:
+def _complete(apps: tuple[ChatApp, ...], engines: Engines) -> type[Settings]:
     sections: dict[str, Any] = {app.name: (app.settings, app.settings()) for app in apps}
     bases: Any = (Settings, create_model("AppSections", __base__=_Root, **sections))
-    complete: type[Settings] = create_model("CompleteSettings", __base__=bases)
+    rooms: dict[str, Any] = {}
+    for room, own in engines:
+        section = cast("type[Section]", Settings.model_fields[room].annotation)
+        within: dict[str, Any] = {name: (kind, kind()) for name, kind in own}
+        whole = create_model(section.__name__, __base__=section, __doc__=section.__doc__, **within)
+        rooms[room] = (whole, whole())
+    complete: type[Settings] = create_model("CompleteSettings", __base__=bases, **rooms)
     return complete
 
 
@@ -165,12 +187,20 @@ def load_settings(file: Path | None = None) -> Settings:
         raise SettingsError(f"secret files: {error}.") from None
     _check_people(settings, _variable_or_secret)
     folder = chosen.resolve().parent
-    models = settings.models.model_copy(update={"directory": folder / settings.models.directory})
-    store = settings.store.model_copy(update={"path": folder / settings.store.path})
-    llm = settings.llm
-    if llm.state_dir:
-        llm = llm.model_copy(update={"state_dir": folder / llm.state_dir})
-    return settings.model_copy(update={"models": models, "llm": llm, "store": store})
+    return settings.model_copy(
+        update={name: _beside(getattr(settings, name), folder) for name in complete.model_fields}
+    )
+
+
+def _beside(section: Section, folder: Path) -> Section:
+    """Return the section with absolute paths; they are relative to the folder of the settings file."""
+    changed: dict[str, Any] = {}
+    for name, value in section:
+        if isinstance(value, Section):
+            changed[name] = _beside(value, folder)
+        elif isinstance(value, Path):
+            changed[name] = folder / value
+    return section.model_copy(update=changed) if changed else section
 
 
 @cache
@@ -230,12 +260,27 @@ def _names_outside() -> Iterator[tuple[str, list[str]]]:
 
 
 def _refuse_unknown_names(sections: Mapping[str, type[Section]]) -> None:
-    """An unknown section outside of the file would otherwise be ignored without a word."""
-    for source, (section, *keys) in _names_outside():
-        if section in sections and len(keys) != 1:
+    """Refuse what would otherwise be ignored without a word.
+
+    Raises:
+        SettingsError: a variable or a secret file names no section that there is, or not a single key of one.
+    """
+    for source, (name, *keys) in _names_outside():
+        if name not in sections:
+            if keys:
+                raise SettingsError(f"{source}: {_unknown(name, sections, 'section')}")
+            continue
+        within = _sections_of(sections[name])
+        if len(keys) != (2 if keys and keys[0] in within else 1):
             raise SettingsError(f"{source}: expected the name of a key, such as JUNE_STT__WINDOW.")
-        if section not in sections and keys:
-            raise SettingsError(f"{source}: {_unknown(section, sections, 'section')}")
+
+
+def _sections_of(section: type[Section]) -> dict[str, type[Section]]:
+    """Return the sections within a section, by their names."""
+    kinds = {name: field.annotation for name, field in section.model_fields.items()}
+    return {
+        name: kind for name, kind in kinds.items() if isinstance(kind, type) and issubclass(kind, Section)
+    }
 
 
 def _variable_or_secret(location: tuple[str, ...]) -> str:
@@ -248,22 +293,37 @@ def _explain(
     sections: Mapping[str, type[Section]],
     name_source: Callable[[tuple[str, ...]], str],
 ) -> str:
-    """One sentence on the first wrong key: its source, its name and what was expected."""
+    """Return one sentence on the first wrong key: its source, its name and what was expected."""
     errors = error.errors(include_input=False, include_url=False, include_context=False)
-    location = tuple(str(part) for part in errors[0]["loc"][:2])
-    key = ".".join(location)
+    whole = tuple(map(str, errors[0]["loc"]))
+    depth = 3 if len(whole) > 1 and whole[1] in _sections_of(sections.get(whole[0], Section)) else 2
+    location = whole[:depth]
     source = name_source(location)
     if errors[0]["type"] == "extra_forbidden":
-        if len(location) == 1:
-            return f"{source}: {_unknown(key, sections, 'section')}"
-        keys = sections[location[0]].model_fields
-        return f"{source}: {_unknown(location[1], keys, f'key in [{location[0]}]')}"
+        return f"{source}: {_unknown_key(location, sections)}"
     expected = dict.fromkeys(
         each["msg"].removeprefix("Input should be ").replace("String should match", "text of the")
         for each in errors
-        if each["loc"][:2] == location
+        if tuple(map(str, each["loc"][:depth])) == location
     )
-    return f"{source}: {key}: expected {' or '.join(expected)}."
+    return f"{source}: {'.'.join(location)}: expected {' or '.join(expected)}."
+
+
+def _unknown_key(location: tuple[str, ...], sections: Mapping[str, type[Section]]) -> str:
+    """Return a sentence on a section or key that there is not; one that has moved is told where it is now."""
+    *path, name = location
+    if not path:
+        return _unknown(name, sections, "section")
+    section = sections[path[0]]
+    within = _sections_of(section)
+    if len(path) > 1:
+        section, within = within[path[1]], {}
+    for inner, kind in within.items():
+        if name in kind.model_fields:
+            now = (*path, inner, name)
+            variable = f"{ENV_PREFIX}{'__'.join(now)}".upper()
+            return f"{'.'.join(location)} is now {'.'.join(now)} (in the environment {variable})."
+    return _unknown(name, section.model_fields, f"key in [{'.'.join(path)}]")
 
 
 def _unknown(name: str, known: Iterable[str], kind: str) -> str:

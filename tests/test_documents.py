@@ -13,7 +13,7 @@ from typer.main import get_command
 
 from june.__main__ import app
 from june.sections import PROJECT_ROOT
-from june.settings import Settings
+from june.settings import complete_settings
 from tests.documents import code_blocks, section
 
 PAGES = sorted(
@@ -58,7 +58,7 @@ def keys(section: type[BaseModel], path: str = "") -> Iterator[str]:
             yield from keys(field.annotation, f"{path}{name}.")
 
 
-KEYS = set(keys(Settings))
+KEYS = set(keys(complete_settings()))
 
 
 def test_the_readme_is_short() -> None:

@@ -7,6 +7,7 @@ import string
 import tempfile
 import tomllib
 from collections.abc import Callable, Iterator
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -16,8 +17,11 @@ from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from june import settings as module
+from june import stt
 from june.errors import SettingsError
-from june.sections import PROJECT_ROOT, LlmSettings, ModelsSettings, Section
+from june.llm.llama_cpp.settings import LlamaCppSettings
+from june.models.backends import Backend
+from june.sections import PROJECT_ROOT, ModelsSettings, Section
 from june.settings import Settings, complete_settings, load_settings
 
 EXAMPLE = PROJECT_ROOT / "settings.example.toml"
@@ -79,27 +83,39 @@ def unwrapped(docstring: str | None) -> str:
     return " ".join((docstring or "").split())
 
 
+def flat(table: dict[str, Any], path: str = "") -> Iterator[tuple[str, type, object]]:
+    """Each key of a table and of those in it, with the type of its value, since 1 == 1.0 == True."""
+    for key, value in table.items():
+        if isinstance(value, dict) and value:
+            yield f"[{path}{key}]", dict, None
+            yield from flat(value, f"{path}{key}.")
+        else:
+            yield f"{path}{key}", type(value), value
+
+
+def described(name: str, section: type[Section]) -> Iterator[tuple[str, str]]:
+    """Each section and key with what its docstring says."""
+    yield f"[{name}]", unwrapped(section.__doc__)
+    for key, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            yield from described(f"{name}.{key}", field.annotation)
+        else:
+            yield key, unwrapped(field.description)
+
+
 def test_the_example_has_each_section_and_key_with_its_default() -> None:
     example = tomllib.loads(EXAMPLE.read_text("utf-8"))
     defaults = json.loads(complete_settings()().model_dump_json())
-    assert list(example) == list(defaults)
-    for section, keys in defaults.items():
-        # As pairs with types, since 1 == 1.0 == True.
-        assert [(key, type(value), value) for key, value in example[section].items()] == [
-            (key, type(value), value) for key, value in keys.items()
-        ]
+    assert list(flat(example)) == list(flat(defaults))
 
 
 def test_the_example_describes_each_section_and_key_as_its_docstring_does() -> None:
-    expected = []
-    for section, model in SECTIONS.items():
-        expected.append((f"[{section}]", unwrapped(model.__doc__)))
-        expected += [(key, unwrapped(field.description)) for key, field in model.model_fields.items()]
-    described = [
+    expected = [pair for name, section in SECTIONS.items() for pair in described(name, section)]
+    found = [
         (line.partition(" = ")[0], comment) for line, comment in commented_lines(EXAMPLE.read_text("utf-8"))
     ]
-    assert described == expected
-    assert all(comment for _, comment in described)
+    assert found == expected
+    assert all(comment for _, comment in found)
 
 
 def test_loading_the_example_is_loading_nothing() -> None:
@@ -160,8 +176,58 @@ def test_a_language_may_have_its_region(load: Load) -> None:
 
 @pytest.mark.parametrize("state_dir", ["", Path("/var/lib/june/states")])
 def test_a_folder_that_may_be_none_is_the_same_after_json(state_dir: Path | Literal[""]) -> None:
-    settings = LlmSettings(state_dir=state_dir)
-    assert LlmSettings.model_validate_json(settings.model_dump_json()).state_dir == state_dir
+    settings = LlamaCppSettings(state_dir=state_dir)
+    assert LlamaCppSettings.model_validate_json(settings.model_dump_json()).state_dir == state_dir
+
+
+# The section of one engine
+
+
+def test_an_engines_own_section_is_read_from_each_source(
+    load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def own(text: str) -> LlamaCppSettings:
+        return load(text).llm.own(LlamaCppSettings)
+
+    assert own("") == LlamaCppSettings()
+    assert own("[llm.llama_cpp]\nkv_type = 'q8_0'").kv_type == "q8_0"
+    (tmp_path / "secrets" / "june_llm__llama_cpp__kv_type").write_text("q4_0\n")
+    assert own("[llm.llama_cpp]\nkv_type = 'q8_0'").kv_type == "q4_0"
+    monkeypatch.setenv("JUNE_LLM__LLAMA_CPP__KV_TYPE", "f16")
+    chosen = own("[llm.llama_cpp]\nkv_type = 'q8_0'\nthreads = 2\nstate_dir = 'states'")
+    assert (chosen.kv_type, chosen.threads, chosen.state_dir) == ("f16", 2, tmp_path / "states")
+
+
+MOVED = "llm.kv_type is now llm.llama_cpp.kv_type (in the environment JUNE_LLM__LLAMA_CPP__KV_TYPE)."
+
+
+def test_a_key_that_has_moved_to_an_engines_section_is_told_where_it_is_now(
+    load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert complaint(lambda: load("[llm]\nkv_type = 'q8_0'")) == f"settings.toml: {MOVED}"
+    load("")
+    with monkeypatch.context() as patch:
+        patch.setenv("JUNE_LLM__KV_TYPE", "q8_0")
+        assert complaint(load_settings) == f"environment variable JUNE_LLM__KV_TYPE: {MOVED}"
+    (tmp_path / "secrets" / "june_llm__kv_type").write_text("q8_0")
+    assert complaint(load_settings) == f"secret file june_llm__kv_type: {MOVED}"
+
+
+class OwnSettings(Section):
+    """An engine with a secret."""
+
+    key: SecretStr = SecretStr("")
+    """Secret."""
+
+
+def test_an_engine_brings_its_section_by_the_line_in_its_rooms_table(
+    load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = Backend("nowhere:Engine", settings=f"{OwnSettings.__module__}:OwnSettings")
+    monkeypatch.setitem(stt.BACKENDS, "other", line)
+    settings = load(f"[stt.other]\nkey = '{SECRET}'")
+    assert settings.stt.own(OwnSettings).key.get_secret_value() == SECRET
+    assert settings.secret_values() == (SECRET,)
 
 
 def test_a_models_directory_may_be_in_the_home(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,7 +245,7 @@ def test_a_models_directory_may_be_in_the_home(load: Load, monkeypatch: pytest.M
         ("stt", "beam_size", "5", 5),
         ("reply", "overlap", "auto", "auto"),
         ("reply", "overlap", "true", True),
-        ("llm", "flash_attention", "false", False),
+        ("llm__llama_cpp", "flash_attention", "false", False),
         ("llm", "system_prompt", "[1, 2]", "[1, 2]"),
     ],
 )
@@ -187,7 +253,7 @@ def test_a_variable_is_read_as_the_type_of_its_key(
     section: str, key: str, text: str, expected: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(f"JUNE_{section}__{key}".upper(), text)
-    value = getattr(getattr(load_settings(), section), key)
+    value = attrgetter(f"{section.replace('__', '.')}.{key}")(load_settings())
     assert (type(value), value) == (type(expected), expected)
 
 
@@ -241,6 +307,15 @@ def test_a_variable_is_read_as_the_type_of_its_key(
             "[models]\ndirectory = '~no-such-user/models'",
             "models.directory: expected a path, in a home that exists if it begins with ~.",
         ),
+        (
+            "[llm.llama_cpp]\nkv_typ = 'f16'",
+            "'kv_typ' is no key in [llm.llama_cpp]; did you mean 'kv_type'?",
+        ),
+        ("[llm.llama_cpp]\nkv_type = 'f32'", "llm.llama_cpp.kv_type: expected 'f16', 'q8_0' or 'q4_0'."),
+        (
+            "[llm]\nllama_cpp = 3",
+            "llm.llama_cpp: expected a valid dictionary or instance of LlamaCppSettings.",
+        ),
         ("stt = 3", "stt: expected a valid dictionary or instance of SttSettings."),
         ("[stt]\nwindow =", "expected TOML, and found something else at end of document."),
         ("[stt]\nwindow = 1 2", "expected TOML, and found something else at line 2, column 12."),
@@ -275,6 +350,10 @@ WRONG_NAMES_AND_VALUES = [
     ("june_stt__windwo", "30", "'windwo' is no key in [stt]; did you mean 'window'?"),
     ("june_stt", '{"window": 30}', "expected the name of a key, such as JUNE_STT__WINDOW."),
     ("june_stt__window__s", "30", "expected the name of a key, such as JUNE_STT__WINDOW."),
+    ("june_llm__llama_cpp", '{"threads": 1}', "expected the name of a key, such as JUNE_STT__WINDOW."),
+    ("june_llm__llama_cpp__threads__x", "1", "expected the name of a key, such as JUNE_STT__WINDOW."),
+    ("june_llm__llama_cpp__thread", "1", "'thread' is no key in [llm.llama_cpp]; did you mean 'threads'?"),
+    ("june_llm__llama_cpp__kv_type", "f32", "llm.llama_cpp.kv_type: expected 'f16', 'q8_0' or 'q4_0'."),
     ("june_stt__beam_size", "99", "stt.beam_size: expected less than or equal to 16."),
     (
         "june_stt__beam_size",

@@ -25,6 +25,7 @@ from june.bench.talk import Talk, go_on
 from june.conversation.writing import sampling_of
 from june.errors import JuneError
 from june.llm.llama_cpp.needs import cpu_format, kv_bytes
+from june.llm.llama_cpp.settings import LlamaCppSettings
 from june.messages import Sampling
 from june.models import Model
 from june.sections import PROJECT_ROOT, LlmSettings
@@ -118,20 +119,19 @@ async def open_peer(contest: Contest) -> AsyncIterator[PeerProcess]:
         await peer.end()
 
 
-def contest_settings(settings: LlmSettings, plan: Plan) -> LlmSettings:
-    """The settings with room for all that is measured, and nothing left for an engine to choose."""
+def contest_settings(settings: LlmSettings, plan: Plan) -> tuple[LlmSettings, LlamaCppSettings]:
+    """Return the settings with room for all that is measured, and nothing left for an engine to choose."""
+    own = settings.own(LlamaCppSettings)
     context_tokens = max(settings.context_tokens, plan.long_tokens + 512, 2 * plan.prompt_tokens)
     slots = max(settings.slots, plan.conversations[-1], OTHER_CHATS + 1)
     chat_tokens = max(plan.tokens, STEPS_TOKENS) + 2 * READ_TOKENS
     histories_tokens = plan.prompt_tokens * (OTHER_CHATS + 1)
-    return settings.model_copy(
-        update={
-            "context_tokens": context_tokens,
-            "slots": slots,
-            "kv_tokens": max(settings.kv_tokens, context_tokens, histories_tokens, slots * chat_tokens),
-            "threads": settings.threads or hardware.cpu_cores(),
-        }
-    )
+    cache = {
+        "kv_tokens": max(own.kv_tokens, context_tokens, histories_tokens, slots * chat_tokens),
+        "threads": own.threads or hardware.cpu_cores(),
+    }
+    fixed = settings.model_copy(update={"context_tokens": context_tokens, "slots": slots})
+    return fixed, own.model_copy(update=cache)
 
 
 @dataclass(slots=True)
@@ -200,9 +200,9 @@ class Figures:
     steps: Steps
 
 
-def weights_file(model: Model, path: Path, settings: LlmSettings) -> Path:
-    """What june computes with once it has loaded `path`: the copy in a faster format that it made, if any."""
-    number_format = cpu_format(model, settings, offloaded=False)
+def weights_file(model: Model, path: Path, own: LlamaCppSettings) -> Path:
+    """Return what june computes with once it has loaded `path`: the copy that it made, if it made one."""
+    number_format = cpu_format(model, own, offloaded=False)
     copy = path.with_suffix(f".as-{number_format}.gguf")
     return copy if copy.is_file() else path
 
@@ -215,21 +215,21 @@ class LlmBench:
         peers: Mapping[Name, PeerProcess],
         model: Model,
         weights: Path,
-        settings: LlmSettings,
+        settings: tuple[LlmSettings, LlamaCppSettings],
         plan: Plan,
     ) -> None:
         self._peers = peers
         self._model = model
         self._weights_bytes = weights.stat().st_size
-        self._settings = settings
+        self._settings, self._own = settings
         self._plan = plan
-        self._talk = Talk(settings.system_prompt)
+        self._talk = Talk(self._settings.system_prompt)
 
     async def run(self, progress: Callable[[str], None]) -> Figures:
         """The figures; `progress` is told what is being done."""
         plan = self._plan
         progress("memory bandwidth")
-        bandwidth_bytes_per_s = await memory_bandwidth_bytes_per_s(self._settings.threads)
+        bandwidth_bytes_per_s = await memory_bandwidth_bytes_per_s(self._own.threads)
         for peer in self._peers.values():
             await peer.run(self._talk.ask(self._talk.question(), tokens=2))
         rates = {(name, together): Rates() for name in self._peers for together in plan.conversations}
@@ -320,7 +320,7 @@ class LlmBench:
         june = self._peers["june"]
         alone, long = (self._talk.ask(self._talk.prose(self._plan.prompt_tokens), tokens=1) for _ in range(2))
         (read,) = (await june.run(alone)).answers
-        chunks = math.ceil(read.prompt_tokens / self._settings.prefill_chunk_tokens)
+        chunks = math.ceil(read.prompt_tokens / self._own.prefill_chunk_tokens)
         interruptions.chunk_s.append(read.first_token_s / chunks)
         running = self._talk.ask(self._talk.question(), INTERRUPTED_TOKENS)
         result = await june.run(running, long, after_pieces=INTERRUPTED_TOKENS // 8)
@@ -349,7 +349,7 @@ class LlmBench:
     def _bytes_read(self, steps: Steps) -> float:
         """What llama.cpp reads for one step: all weights, and the cache of the conversations that write."""
         context_tokens = round(statistics.median(steps.context_tokens))
-        return self._weights_bytes + kv_bytes(self._model, context_tokens, self._settings)
+        return self._weights_bytes + kv_bytes(self._model, context_tokens, self._own)
 
 
 def _run(name: Name, together: int, rates: Rates) -> dict[str, str | int | float]:

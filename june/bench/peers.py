@@ -22,7 +22,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -31,6 +31,7 @@ from pydantic import TypeAdapter
 
 from june import hardware
 from june.errors import JuneError
+from june.llm.llama_cpp.settings import LlamaCppSettings
 from june.messages import ChatMessage, ChatRequest, Sampling, Usage
 from june.sections import LlmSettings
 from june.workers import ModelThread, StopFlag
@@ -47,6 +48,7 @@ class Contest:
     model: str
     path: str
     settings: LlmSettings
+    own: LlamaCppSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +127,7 @@ class _June:
         from june.models import LocalModel, load_catalogue  # noqa: PLC0415
 
         model = load_catalogue()[contest.model]
-        self._llm = LlamaCpp(contest.settings, LocalModel(model, Path(contest.path)))
+        self._llm = LlamaCpp(contest.settings, LocalModel(model, Path(contest.path)), contest.own)
 
     async def load(self) -> None:
         await self._llm.load()
@@ -157,6 +159,10 @@ class _June:
 
     async def close(self) -> None:
         await self._llm.close()
+
+
+def _plain(chat: Chat) -> list[dict[str, str]]:
+    return [{"role": message.role, "content": message.content} for message in chat.messages]
 
 
 def _request(chat: Chat, sampling: Sampling) -> ChatRequest:
@@ -206,16 +212,16 @@ class _Llama:
         self._llama: Any = None
 
     async def load(self) -> None:
-        settings, library = self._contest.settings, self._library
-        hardware.keep_on_first_core(settings.threads)
-        kv_type = getattr(library, f"GGML_TYPE_{settings.kv_type.upper()}")
+        own, library = self._contest.own, self._library
+        hardware.keep_on_first_core(own.threads)
+        kv_type = getattr(library, f"GGML_TYPE_{own.kv_type.upper()}")
         self._llama = llama = library.Llama(
             self._contest.path,
-            n_gpu_layers=settings.gpu_layers,
-            n_ctx=settings.kv_tokens,
-            n_threads=settings.threads,
-            n_threads_batch=settings.threads,
-            flash_attn=settings.flash_attention is not False,
+            n_gpu_layers=own.gpu_layers,
+            n_ctx=own.kv_tokens,
+            n_threads=own.threads,
+            n_threads_batch=own.threads,
+            flash_attn=own.flash_attention is not False,
             type_k=kv_type,
             type_v=kv_type,
             verbose=False,
@@ -241,7 +247,7 @@ class _Llama:
         for chat in job.chats:
             answer = Written()
             for chunk in self._llama.create_chat_completion(
-                [asdict(message) for message in chat.messages],
+                _plain(chat),
                 max_tokens=chat.tokens,
                 temperature=0,
                 stream=True,
@@ -264,16 +270,16 @@ class _XLlamaCpp:
         with hardware.openmp_bound_to_cores():
             import xllamacpp  # noqa: PLC0415
 
-        settings = contest.settings
+        settings, own = contest.settings, contest.own
         params = xllamacpp.CommonParams()
         params.model.path = contest.path
-        params.n_gpu_layers = settings.gpu_layers
-        params.n_ctx = settings.kv_tokens
+        params.n_gpu_layers = own.gpu_layers
+        params.n_ctx = own.kv_tokens
         params.n_parallel = settings.slots
         params.kv_unified = True  # a conversation has as much of the context as it needs, as with june
-        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = settings.threads
+        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = own.threads
         params.cache_type_k = params.cache_type_v = getattr(
-            xllamacpp.ggml_type, f"GGML_TYPE_{settings.kv_type.upper()}"
+            xllamacpp.ggml_type, f"GGML_TYPE_{own.kv_type.upper()}"
         )
         params.fit_params = False  # neither layers nor context are left out
         params.verbosity = -1
@@ -302,7 +308,7 @@ class _XLlamaCpp:
                 _count(answer, chat, Usage(usage["prompt_tokens"], usage["completion_tokens"]))
 
         request = {
-            "messages": [asdict(message) for message in chat.messages],
+            "messages": _plain(chat),
             "max_tokens": chat.tokens,
             "temperature": 0,
             "ignore_eos": True,

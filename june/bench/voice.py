@@ -29,14 +29,17 @@ from june.bench.report import percentiles
 from june.conversation.speakable import SentenceStream
 from june.conversation.turn import Recording, TurnRequest, TurnResult
 from june.conversation.voicing import append_sentence
+from june.errors import JuneError
 from june.lineup import create_pipeline
 from june.llm import ChatModel
 from june.llm.llama_cpp.model import LlamaCpp
 from june.messages import ChatMessage, ChatRequest, Delta, ModelDescription, Sampling, Speech, Usage
 from june.sections import TelemetrySettings
 from june.settings import Settings
+from june.stt import SpeechToText
 from june.stt.faster_whisper import FULL_WINDOW_S, FasterWhisper, Window
 from june.telemetry import close_traces, following, new_trace_context, open_traces
+from june.tts import TextToSpeech
 from june.tts.piper import Piper
 from june.workers import StopFlag, try_for
 
@@ -325,6 +328,19 @@ async def _receiver() -> AsyncIterator[str]:
     finally:
         process.kill()
         await process.wait()
+
+
+def bare_engines(
+    stt: SpeechToText, llm: ChatModel, tts: TextToSpeech
+) -> tuple[FasterWhisper, LlamaCpp, Piper]:
+    """Return the same models as what they are.
+
+    Raises:
+        JuneError: one of them is of an engine whose bare calls the bench does not know.
+    """
+    if isinstance(stt, FasterWhisper) and isinstance(llm, LlamaCpp) and isinstance(tts, Piper):
+        return stt, llm, tts
+    raise JuneError("bench voice knows the bare calls of faster_whisper, llama_cpp and piper only.")
 
 
 def compare_windows(

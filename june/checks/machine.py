@@ -6,11 +6,13 @@ import re
 import shutil
 import sys
 import time
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
-from june import kernels
+from june import kernels, llm, stt, tts
 from june.checks import Finding
+from june.models.backends import Backend
 
 OLDEST_PYTHON = (3, 11)
 RELEASED_S = 1_764_000_000
@@ -27,8 +29,10 @@ def python() -> Finding:
 
 
 def libraries() -> Finding:
-    """The engines and what reads audio."""
-    missing = [name for name in ("faster_whisper", "llama_cpp", "piper", "av") if find_spec(name) is None]
+    """Return whether the engines' libraries are installed, and what reads audio."""
+    tables: tuple[Mapping[str, Backend], ...] = (stt.BACKENDS, llm.BACKENDS, tts.BACKENDS)
+    names = [backend.library for table in tables for backend in table.values() if backend.library]
+    missing = [name for name in (*names, "av") if find_spec(name) is None]
     if missing:
         return Finding("libraries", "failed", f"not installed: {', '.join(missing)}", "Run make install.")
     return Finding("libraries", "ok", "faster-whisper, llama.cpp, Piper and PyAV are installed")

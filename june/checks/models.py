@@ -131,11 +131,9 @@ def memory(settings: Settings, models: ChosenModels | None, found: tuple[Gpu, ..
         told = (
             f"{gpu.name} has {_gb(gpu.free_bytes)} free; the models there take {_gb(need.gpu_bytes)} {cache}"
         )
-        remedy = (
-            "End what else uses it (june itself, if it runs), lower llm.kv_tokens, or take a smaller model."
-        )
+        remedy = f"End what else uses it (june itself, if it runs), {need.smaller}or take a smaller model."
         yield _enough("gpu memory", told, remedy, free_bytes=gpu.free_bytes, needed_bytes=need.gpu_bytes)
-    remedy = "End other programs, raise the container's limit, lower llm.kv_tokens, or take a smaller model."
+    remedy = f"End other programs, raise the container's limit, {need.smaller}or take a smaller model."
     told = f"{has}; june takes some {_gb(need.ram_bytes)}" + ("" if need.gpu_bytes else f" {cache}")
     yield _enough("memory", told, remedy, free_bytes=available_bytes, needed_bytes=need.ram_bytes)
 
@@ -147,6 +145,8 @@ class _Need:
     cache_tokens: int
     gpu_bytes: int
     ram_bytes: int
+    smaller: str
+    """What makes the language model take less, with a comma, for a remedy; or empty."""
 
 
 def _need(settings: Settings, models: ChosenModels, found: tuple[Gpu, ...]) -> _Need:
@@ -168,7 +168,8 @@ def _need(settings: Settings, models: ChosenModels, found: tuple[Gpu, ...]) -> _
         ram_bytes += stt.size_bytes
     if any(gpu.unified_memory for gpu in found):
         ram_bytes += gpu_bytes
-    return _Need(needs.cache_tokens, gpu_bytes, ram_bytes)
+    smaller = f"{needs.remedy}, " if needs.remedy else ""
+    return _Need(needs.cache_tokens, gpu_bytes, ram_bytes, smaller)
 
 
 def _enough(name: str, told: str, remedy: str, *, free_bytes: int, needed_bytes: int) -> Finding:

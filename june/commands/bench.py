@@ -157,7 +157,7 @@ def _counts(option: str, text: str) -> tuple[int, ...]:
 
 async def _llm(settings: Settings, chosen: LocalModel, plan: Plan) -> Figures:
     model, path = chosen.entry, chosen.path
-    fixed = contest_settings(settings.llm, plan)
+    fixed, own = contest_settings(settings.llm, plan)
     names: list[Name] = ["june", "llama"]
     if find_spec("xllamacpp"):
         names.append("xllamacpp")
@@ -166,11 +166,11 @@ async def _llm(settings: Settings, chosen: LocalModel, plan: Plan) -> Figures:
         with console.status("loading") as status:
             peers: dict[Name, PeerProcess] = {}
             for name in names:
-                taken = weights_file(model, path, fixed) if plan.same_weights and name != "june" else path
-                contest = Contest(name, model.name, str(taken), fixed)
+                taken = weights_file(model, path, own) if plan.same_weights and name != "june" else path
+                contest = Contest(name, model.name, str(taken), fixed, own)
                 peers[name] = await stack.enter_async_context(open_peer(contest))
-            weights = weights_file(model, path, fixed)
-            return await LlmBench(peers, model, weights, fixed, plan).run(status.update)
+            weights = weights_file(model, path, own)
+            return await LlmBench(peers, model, weights, (fixed, own), plan).run(status.update)
 
 
 async def _voice(
@@ -181,19 +181,15 @@ async def _voice(
         FixedLength,
         PacedModel,
         VoiceBench,
+        bare_engines,
         compare_windows,
         load_questions,
     )
-    from june.llm.llama_cpp.model import LlamaCpp  # noqa: PLC0415
-    from june.stt.faster_whisper import FasterWhisper  # noqa: PLC0415
-    from june.tts.piper import Piper  # noqa: PLC0415
 
     questions = load_questions()
     async with lineup.open_models(settings) as models:
         ready_s = report.process_age_s()
-        stt, llm, tts = models.stt, models.llm.backend, models.tts
-        if not (isinstance(stt, FasterWhisper) and isinstance(llm, LlamaCpp) and isinstance(tts, Piper)):
-            raise JuneError("bench voice knows the bare calls of faster_whisper, llama_cpp and piper only.")
+        stt, llm, tts = bare_engines(models.stt, models.llm.backend, models.tts)
         model = PacedModel(tokens, paced) if paced else FixedLength(llm, tokens)
         windows = compare_windows(stt, settings, questions, rounds=min(turns, 3))
         hardware.return_freed_memory()  # what only the whole window took

@@ -9,7 +9,7 @@ from june.hardware import Gpu
 from june.messages import ChatRequest, Delta, JsonObject, ModelDescription
 from june.models import Model, Source
 from june.models.backends import Backend, find_backend, load_class
-from june.sections import LlmSettings
+from june.sections import LlmSettings, Section
 
 
 class ChatModel(Protocol):
@@ -74,11 +74,13 @@ class Needs:
         ram_bytes: memory of the machine, beside that of Python and the libraries.
         gpu_bytes: memory of a GPU; 0: it does not compute on one.
         cache_tokens: the cache of all conversations together; 0: it is not on this machine.
+        remedy: what the owner can do so that it takes less, as a clause; empty: nothing but another model.
     """
 
     ram_bytes: int = 0
     gpu_bytes: int = 0
     cache_tokens: int = 0
+    remedy: str = ""
 
 
 class Unloaded(Protocol):
@@ -115,7 +117,7 @@ class Unloaded(Protocol):
 class Elsewhere:
     """`Unloaded` of an engine on another machine, which takes and keeps nothing here."""
 
-    def __init__(self, _: LlmSettings) -> None:
+    def __init__(self, *_: Section) -> None:
         """Take the settings, as every engine does."""
 
     def gpu_use(self) -> GpuUse:
@@ -142,8 +144,8 @@ class LlmBackend(Backend):
     """A line of the table.
 
     Attributes:
-        unloaded: "module:Class" of its `Unloaded`, called with the section `[llm]`. Its module imports no
-            library of the engine's.
+        unloaded: "module:Class" of its `Unloaded`, called with the section `[llm]` and its own section, if it
+            has one. Its module imports no library of the engine's.
     """
 
     unloaded: str = "june.llm:Elsewhere"
@@ -151,7 +153,10 @@ class LlmBackend(Backend):
 
 BACKENDS = {
     "llama_cpp": LlmBackend(
-        "june.llm.llama_cpp.model:LlamaCpp", unloaded="june.llm.llama_cpp.unloaded:UnloadedLlamaCpp"
+        "june.llm.llama_cpp.model:LlamaCpp",
+        library="llama_cpp",
+        settings="june.llm.llama_cpp.settings:LlamaCppSettings",
+        unloaded="june.llm.llama_cpp.unloaded:UnloadedLlamaCpp",
     ),
 }
 """The engines, by their names in `llm.backend`."""
@@ -168,7 +173,7 @@ def create(settings: LlmSettings, source: Source) -> ChatModel:
         SettingsError: there is no such engine.
     """
     backend = find_backend(BACKENDS, settings.backend, "llm.backend")
-    return cast("ChatModel", load_class(backend.path)(settings, source))
+    return cast("ChatModel", load_class(backend.path)(settings, source, *backend.own(settings)))
 
 
 def unloaded(settings: LlmSettings) -> Unloaded:
@@ -181,4 +186,4 @@ def unloaded(settings: LlmSettings) -> Unloaded:
         SettingsError: there is no such engine.
     """
     backend = find_backend(BACKENDS, settings.backend, "llm.backend")
-    return cast("Unloaded", load_class(backend.unloaded)(settings))
+    return cast("Unloaded", load_class(backend.unloaded)(settings, *backend.own(settings)))

@@ -24,6 +24,7 @@ from june.llm.tools import (
     calls_for_template,
     for_template,
     instructed,
+    new_call_id,
     told_in_words,
 )
 from june.messages import ChatMessage, ChatRequest, JsonObject, Tool, ToolCall
@@ -113,17 +114,17 @@ class Prompts:
     def knows_tools(self) -> bool:
         """Whether the template shows a tool and what it answered, and a call in the way that we read."""
         tool = Tool("count_stripes", "Counts the stripes of a zebra.", {"type": "object", "properties": {}})
-        call = ToolCall(tool.name, {"zebra": "Marty"})
+        call = ToolCall(new_call_id(), tool.name, {"zebra": "Marty"})
         messages = (
             ChatMessage("user", "How many stripes?"),
             ChatMessage("assistant", "", (call,)),
-            ChatMessage("tool", "twenty-six"),
+            ChatMessage("tool", "twenty-six", tool_call_id=call.id),
         )
         try:
             text = self._template(list(calls_for_template(messages)), tools=[for_template(tool)])
         except (GenerationError, TypeError):  # a template that expects its arguments in another shape
             return False
-        reader = TaggedCalls([tool.name])
+        reader = TaggedCalls([tool.name], lambda: call.id)
         return tool.description in text and "twenty-six" in text and call in reader.feed(text)
 
     @cached_property

@@ -5,12 +5,14 @@ Two ways. A model whose chat template knows tools writes `<tool_call>{"name": â€
 prompt, and held by a grammar to one JSON object, which is an answer or a call.
 
 What a model wrote is never trusted: a call that is none comes as a `ToolCall` with an error, in words that
-the model can be shown.
+the model can be shown. Neither way has an id in it, so june makes one for each call.
 """
 
 import json
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+import secrets
+import string
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -32,6 +34,18 @@ you are then told its result. To answer, write {{"answer": what you say}}."""
 """For models whose template knows no tools; a grammar holds them to it."""
 
 
+ID_SIGNS = string.ascii_letters + string.digits
+ID_LENGTH = 9
+"""Mistral's chat templates insist on nine letters and digits."""
+
+NewId = Callable[[], str]
+
+
+def new_call_id() -> str:
+    """Return an id that no other call has; the odds are those of 54 random bits."""
+    return "".join(secrets.choice(ID_SIGNS) for _ in range(ID_LENGTH))
+
+
 _ANSWER = re.compile(r'\{"answer": ?"')
 
 
@@ -39,10 +53,10 @@ class CallReader(Protocol):
     """Tells calls from text while both are being written."""
 
     def feed(self, text: str) -> Iterator[str | ToolCall]:
-        """What is certain by now, in the order it was written."""
+        """Yield what is certain by now, in the order it was written."""
 
     def finish(self) -> Iterator[str | ToolCall]:
-        """What was held back."""
+        """Yield what was held back."""
 
 
 class TaggedCalls:
@@ -50,16 +64,18 @@ class TaggedCalls:
 
     Args:
         names: of the tools that there are.
+        new_id: makes the id of each call.
     """
 
-    def __init__(self, names: Collection[str]) -> None:
+    def __init__(self, names: Collection[str], new_id: NewId = new_call_id) -> None:
         self._names = names
+        self._new_id = new_id
         self._pending = ""
         self._is_call = False
         self._had_call = False
 
     def feed(self, text: str) -> Iterator[str | ToolCall]:
-        """What is certain by now, in the order it was written."""
+        """Yield what is certain by now, in the order it was written."""
         self._pending += text
         while True:
             before, found, after = self._pending.partition(CALL_END if self._is_call else CALL)
@@ -74,7 +90,7 @@ class TaggedCalls:
             yield from self._text(before)
 
     def finish(self) -> Iterator[str | ToolCall]:
-        """What was held back; a call may lack its end."""
+        """Yield what was held back; a call may lack its end."""
         yield from self._call(self._pending) if self._is_call else self._text(self._pending)
         self._pending = ""
 
@@ -87,7 +103,7 @@ class TaggedCalls:
 
     def _call(self, text: str) -> Iterator[ToolCall]:
         self._had_call = True
-        yield read_call(text, "name", self._names)
+        yield read_call(text, "name", self._names, self._new_id())
 
 
 class JsonReply:
@@ -95,16 +111,18 @@ class JsonReply:
 
     Args:
         names: of the tools that there are.
+        new_id: makes the id of each call.
     """
 
-    def __init__(self, names: Collection[str]) -> None:
+    def __init__(self, names: Collection[str], new_id: NewId = new_call_id) -> None:
         self._names = names
+        self._new_id = new_id
         self._written = ""
         self._string = ""
         self._is_answer = False
 
     def feed(self, text: str) -> Iterator[str | ToolCall]:
-        """The answer as far as it is certain by now; a call comes at its end."""
+        """Yield the answer as far as it is certain by now; a call comes at its end."""
         if not self._is_answer:
             self._written += text
             begun = _ANSWER.match(self._written)
@@ -119,13 +137,13 @@ class JsonReply:
             yield json.loads(f'"{certain}"', strict=False)
 
     def finish(self) -> Iterator[str | ToolCall]:
-        """The call, unless it was an answer; one that was cut off has an error."""
+        """Yield the call, unless it was an answer; one that was cut off has an error."""
         if not self._is_answer:
-            yield read_call(self._written, "tool", self._names)
+            yield read_call(self._written, "tool", self._names, self._new_id())
 
 
 def _string_size(text: str) -> int:
-    """How much of what follows a quote is certainly in that JSON string: no half of an escape."""
+    """Return how much of what follows a quote is certainly in that JSON string: no half of an escape."""
     position = 0
     while position < len(text) and text[position] != '"':
         size = 1
@@ -137,57 +155,54 @@ def _string_size(text: str) -> int:
     return position
 
 
-def read_call(text: str, key: str, names: Collection[str]) -> ToolCall:
-    """The call that a model wrote as a JSON object with its tool's name under `key`, and `arguments`."""
+def read_call(text: str, key: str, names: Collection[str], call_id: str) -> ToolCall:
+    """Return the call that a model wrote as a JSON object: its tool's name under `key`, and `arguments`."""
     try:
         call = json.loads(text)
     except (ValueError, RecursionError) as error:
         why = error.msg if isinstance(error, json.JSONDecodeError) else type(error).__name__
-        return ToolCall("", {}, f"The tool call is no JSON, or was cut off: {why}.")
+        return ToolCall(call_id, "", {}, f"The tool call is no JSON, or was cut off: {why}.")
     if not isinstance(call, dict) or not isinstance(call.get(key), str):
-        return ToolCall("", {}, f'The tool call is no JSON object with a "{key}".')
+        return ToolCall(call_id, "", {}, f'The tool call is no JSON object with a "{key}".')
     name, arguments = call[key], call.get("arguments", {})
     if name not in names:
-        return ToolCall(name, {}, f"There is no tool of that name; there are: {', '.join(names)}.")
+        return ToolCall(call_id, name, {}, f"There is no tool of that name; there are: {', '.join(names)}.")
     if not isinstance(arguments, dict):
-        return ToolCall(name, {}, 'The "arguments" of the tool call are no JSON object.')
-    return ToolCall(name, arguments)
+        return ToolCall(call_id, name, {}, 'The "arguments" of the tool call are no JSON object.')
+    return ToolCall(call_id, name, arguments)
 
 
 def for_template(tool: Tool) -> dict[str, Any]:
-    """A tool as chat templates know it: as in the OpenAI protocol."""
+    """Return a tool as chat templates know it: as in the OpenAI protocol."""
     function = {"name": tool.name, "description": tool.description, "parameters": tool.parameters}
     return {"type": "function", "function": function}
 
 
 def calls_for_template(messages: Iterable[ChatMessage]) -> Iterator[dict[str, Any]]:
-    """Messages as chat templates know them, calls and what they answered among them.
+    """Yield messages as chat templates know them, calls and what they answered among them.
 
-    Some templates want to see which call a tool answered. The ids are nine digits, since Mistral's insist.
+    Some templates want to see which call a tool answered, and its name.
     """
-    made = answered = 0
-    names: list[str] = []
+    names: dict[str, str] = {}
     for message in messages:
         rendered: dict[str, Any] = {"role": message.role, "content": message.content}
         if message.tool_calls:
             rendered["tool_calls"] = [
                 {
                     "type": "function",
-                    "id": f"{number:09}",
+                    "id": call.id,
                     "function": {"name": call.name, "arguments": call.arguments},
                 }
-                for number, call in enumerate(message.tool_calls, made)
+                for call in message.tool_calls
             ]
-            made += len(message.tool_calls)
-            names += [call.name for call in message.tool_calls]
-        elif message.role == "tool" and answered < made:
-            rendered |= {"tool_call_id": f"{answered:09}", "name": names[answered]}
-            answered += 1
+            names |= {call.id: call.name for call in message.tool_calls}
+        elif message.tool_call_id in names:
+            rendered |= {"tool_call_id": message.tool_call_id, "name": names[message.tool_call_id]}
         yield rendered
 
 
 def told_in_words(messages: Sequence[ChatMessage], tools: Sequence[Tool]) -> Iterator[ChatMessage]:
-    """The same conversation for a model whose template knows no tools: with them in the system prompt."""
+    """Yield the same conversation with tools in the system prompt, for a template that knows none."""
     if tools:
         functions = (for_template(tool)["function"] for tool in tools)
         lines = "\n".join(json.dumps(function, ensure_ascii=False) for function in functions)
@@ -206,7 +221,7 @@ def told_in_words(messages: Sequence[ChatMessage], tools: Sequence[Tool]) -> Ite
 
 
 def instructed(messages: Sequence[ChatMessage], instruction: str) -> list[ChatMessage]:
-    """The same conversation with an instruction at the end of its system prompt."""
+    """Return the same conversation with an instruction at the end of its system prompt."""
     if messages and messages[0].role == "system":
         first, *rest = messages
         return [replace(first, content=f"{first.content}\n\n{instruction}"), *rest]

@@ -13,9 +13,7 @@ from june.models.presets import (
     STARTER,
     STT_WORKSPACE_BYTES,
     Choice,
-    KvType,
     choose_preset,
-    llm_gpu_bytes,
 )
 from june.models.sources import Endpoint, LocalModel, Source
 
@@ -28,7 +26,6 @@ __all__ = [
     "Catalogue",
     "Choice",
     "Endpoint",
-    "KvType",
     "LocalModel",
     "Model",
     "ModelFile",
@@ -36,7 +33,6 @@ __all__ = [
     "choose_preset",
     "find_faults",
     "is_present",
-    "llm_gpu_bytes",
     "load_catalogue",
     "require",
 ]

@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import Any, Literal, TypeVar
 
 from june.errors import SettingsError
+from june.sections import ModelSection, Section
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,12 +15,26 @@ class Backend:
 
     Attributes:
         path: "module:Class". The module is imported when the engine is chosen, and not before. The class is
-            called with the room's settings section and the source.
+            called with the room's settings section, the source, and last with its own section, if it has one.
         opens: what the source is: a `LocalModel` ("files") or an `Endpoint` ("endpoint").
+        library: what `requirements/` installs for it, as Python imports it; empty: nothing.
+        settings: "module:Class" of its own section within that of the room; empty: it has none. The module is
+            imported at each start, and so imports no library of the engine's.
     """
 
     path: str
     opens: Literal["files", "endpoint"] = "files"
+    library: str = ""
+    settings: str = ""
+
+    def own(self, section: ModelSection) -> tuple[Section, ...]:
+        """Return its own section, if it has one, as it stands in that of the room."""
+        return (section.own(load_class(self.settings)),) if self.settings else ()
+
+
+def own_sections(table: Mapping[str, Backend]) -> dict[str, type[Section]]:
+    """Return the own sections of a room's engines, by the engines' names."""
+    return {name: load_class(backend.settings) for name, backend in table.items() if backend.settings}
 
 
 B = TypeVar("B", bound=Backend)
@@ -30,12 +45,13 @@ def find_backend(table: Mapping[str, B], name: str, key: str) -> B:
 
     Args:
         table: a room's backends by their names.
-        name: what the settings say.
+        name: what the settings say; empty: the first of the table.
         key: where they say it, such as "llm.backend".
 
     Raises:
         SettingsError: the table has no such name; the text lists those that it has.
     """
+    name = name or next(iter(table))
     if name not in table:
         raise SettingsError(f"{key}: {name!r} is not a backend; expected one of: {', '.join(table)}.")
     return table[name]

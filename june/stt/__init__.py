@@ -39,7 +39,7 @@ class SpeechToText(Protocol):
         """Free the model and end its thread."""
 
 
-BACKENDS = {"faster_whisper": Backend("june.stt.faster_whisper:FasterWhisper")}
+BACKENDS = {"faster_whisper": Backend("june.stt.faster_whisper:FasterWhisper", library="faster_whisper")}
 """The engines, by their names in `stt.backend`."""
 
 
@@ -54,4 +54,4 @@ def create(settings: SttSettings, source: Source) -> SpeechToText:
         SettingsError: there is no such engine.
     """
     backend = find_backend(BACKENDS, settings.backend, "stt.backend")
-    return cast("SpeechToText", load_class(backend.path)(settings, source))
+    return cast("SpeechToText", load_class(backend.path)(settings, source, *backend.own(settings)))

@@ -40,7 +40,7 @@ class TextToSpeech(Protocol):
         """Free the model and end its thread."""
 
 
-BACKENDS = {"piper": Backend("june.tts.piper:Piper")}
+BACKENDS = {"piper": Backend("june.tts.piper:Piper", library="piper")}
 """The engines, by their names in `tts.backend`."""
 
 
@@ -56,4 +56,4 @@ def create(settings: TtsSettings, source: Source, voices: Mapping[str, Source]) 
         SettingsError: there is no such engine.
     """
     backend = find_backend(BACKENDS, settings.backend, "tts.backend")
-    return cast("TextToSpeech", load_class(backend.path)(settings, source, voices))
+    return cast("TextToSpeech", load_class(backend.path)(settings, source, voices, *backend.own(settings)))

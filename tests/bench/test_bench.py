@@ -220,14 +220,14 @@ PLAN = Plan((1,), tokens=4, long_tokens=16, prompt_tokens=400, rounds=1)
 async def test_a_peer_reads_what_june_reads_and_writes_what_june_writes(
     engine: Name, settings: Settings, model_paths: dict[str, Path]
 ) -> None:
-    fixed = contest_settings(settings.llm, PLAN)
+    fixed, own = contest_settings(settings.llm, PLAN)
     chat = Talk(settings.llm.system_prompt).ask("Repeat: one, two, three.", tokens=4)
     answers = []
     path = model_paths[LLM]
     for name in ("june", engine):
-        async with open_peer(Contest(name, LLM, str(path), fixed)) as peer:
+        async with open_peer(Contest(name, LLM, str(path), fixed, own)) as peer:
             answers += (await peer.run(chat)).answers
-        path = weights_file(CATALOGUE[LLM], path, fixed)
+        path = weights_file(CATALOGUE[LLM], path, own)
     ours, theirs = answers
     assert theirs.prompt_tokens == ours.prompt_tokens > 30
     assert theirs.text == ours.text
@@ -236,7 +236,7 @@ async def test_a_peer_reads_what_june_reads_and_writes_what_june_writes(
 
 @pytest.mark.parametrize("engine", ["june", "llama", "xllamacpp"])
 async def test_an_engine_that_cannot_load_says_so(engine: Name, settings: Settings, tmp_path: Path) -> None:
-    contest = Contest(engine, LLM, str(tmp_path / "missing.gguf"), contest_settings(settings.llm, PLAN))
+    contest = Contest(engine, LLM, str(tmp_path / "missing.gguf"), *contest_settings(settings.llm, PLAN))
     with pytest.raises(JuneError, match=f"{engine} cannot be measured: .+"):
         async with open_peer(contest):
             pass

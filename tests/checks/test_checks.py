@@ -259,11 +259,11 @@ def chosen(llm: str) -> ChosenModels:
 
 
 def test_memory_that_does_not_hold_the_cache_is_told_with_what_would_help() -> None:
-    settings = Settings(llm=LlmSettings(kv_tokens=2_000_000_000))
+    settings = complete_settings().model_validate({"llm": {"llama_cpp": {"kv_tokens": 2_000_000_000}}})
     (finding,) = models.memory(settings, chosen("smollm2-135m-instruct"), ())
     assert finding.status == "warning"
     assert "2000000000 tokens of cache for 8 conversations" in finding.found
-    assert "llm.kv_tokens" in finding.remedy
+    assert "llm.llama_cpp.kv_tokens" in finding.remedy
 
 
 def test_a_context_longer_than_the_models_own_is_refused() -> None:
@@ -285,7 +285,9 @@ def test_gpu_memory_is_compared_with_the_model_and_the_cache_of_all_slots(
 ) -> None:
     monkeypatch.setattr("june.llm.llama_cpp.library.gpu_offload_supported", lambda: True)
     gpu = Gpu("GPU of a test", 48_000_000_000, int(free_gb * 1e9), (8, 9), unified_memory=False)
-    settings = Settings(llm=LlmSettings(context_tokens=2048, kv_tokens=16_384))
+    settings = complete_settings().model_validate(
+        {"llm": {"context_tokens": 2048, "llama_cpp": {"kv_tokens": 16_384}}}
+    )
     told = {each.name: each for each in models.memory(settings, chosen("qwen3-32b"), (gpu,))}
     assert told["gpu memory"].status == status
     assert "25.1 GB with 16384 tokens of cache" in told["gpu memory"].found

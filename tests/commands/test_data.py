@@ -55,7 +55,7 @@ class Cabinet:
         """What a command does."""
         settings = self.folder / "settings.toml"
         settings.write_text(
-            '[store]\npath = "june.db"\n[chat]\nhistory_messages = 2\n[llm]\nstate_dir = "states"\n'
+            '[store]\npath = "june.db"\n[chat]\nhistory_messages = 2\n[llm.llama_cpp]\nstate_dir = "states"\n'
         )
         return CliRunner().invoke(app, [*map(str, arguments), "--settings", str(settings)])
 

@@ -4,7 +4,7 @@ import ctypes
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -14,6 +14,7 @@ from june import hardware, kernels
 from june.kernels import llama_overrides
 from june.llm.llama_cpp.model import LlamaCpp
 from june.llm.llama_cpp.needs import cpu_format
+from june.llm.llama_cpp.settings import DEFAULTS, LlamaCppSettings
 from june.models import LocalModel
 from june.sections import LlmSettings
 from june.settings import Settings
@@ -303,7 +304,10 @@ def test_what_a_token_does_not_see_does_not_matter_to_the_last_bit(kernel: Any) 
 @needs_kernel
 @pytest.mark.parametrize("kv_type", ["f16", "q8_0"])  # the latter's attention is llama.cpp's own
 async def test_the_logits_are_llama_cpps_but_for_rounding(
-    kv_type: str, settings: Settings, model_paths: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    kv_type: Literal["f16", "q8_0"],
+    settings: Settings,
+    model_paths: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("june.llm.llama_cpp.engine.cpu_format", lambda *_, **__: None)  # the same weights
 
@@ -311,9 +315,10 @@ async def test_the_logits_are_llama_cpps_but_for_rounding(
         return engine.has_own_kernel, logits_of(engine, "fox", asks("fox"))
 
     logits = {}
-    for kernel in ("llama.cpp", "auto"):
-        llm = settings.llm.model_copy(update={"kernel": kernel, "kv_type": kv_type})
-        has_own_kernel, logits[kernel] = await with_engine(Forced, llm, model_paths[LLM], work)
+    computing: tuple[Literal["llama.cpp", "auto"], ...] = ("llama.cpp", "auto")
+    for kernel in computing:
+        own = LlamaCppSettings(kernel=kernel, kv_type=kv_type)
+        has_own_kernel, logits[kernel] = await with_engine(Forced, settings.llm, model_paths[LLM], work, own)
         assert has_own_kernel == (kernel == "auto")
     rounding = logits["auto"] - logits["llama.cpp"]
     assert 0 < np.sqrt(np.square(rounding).mean()) < 0.01 * np.ptp(logits["auto"])
@@ -327,9 +332,9 @@ async def test_a_model_is_converted_for_llama_cpp_where_the_kernel_cannot_comput
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    llm = settings.llm
+    own = DEFAULTS
     if why == "setting":
-        llm = llm.model_copy(update={"kernel": "llama.cpp"})
+        own = LlamaCppSettings(kernel="llama.cpp")
     elif why == "cpu":
         monkeypatch.setattr(hardware, "cpu_flags", lambda: frozenset({"avx2"}))
     elif why == "another llama.cpp":
@@ -339,22 +344,22 @@ async def test_a_model_is_converted_for_llama_cpp_where_the_kernel_cannot_comput
         monkeypatch.setattr(kernels, "LLM", (kernels.Kernel(library, frozenset()),))
         if why == "another machine":
             library.write_bytes(b"\x7fELF of another kind")
-    assert cpu_format(CATALOGUE[LLM], llm, offloaded=False) == "Q8_0"
-    assert cpu_format(CATALOGUE[LLM], llm, offloaded=True) is None
-    assert await whose_kernel(llm, model_paths[LLM]) == "llama.cpp"
+    assert cpu_format(CATALOGUE[LLM], own, offloaded=False) == "Q8_0"
+    assert cpu_format(CATALOGUE[LLM], own, offloaded=True) is None
+    assert await whose_kernel(settings.llm, model_paths[LLM], own) == "llama.cpp"
 
 
 @needs_kernel
 async def test_the_kernel_computes_with_the_weights_as_they_come(
     settings: Settings, model_paths: dict[str, Path]
 ) -> None:
-    assert cpu_format(CATALOGUE[LLM], settings.llm, offloaded=False) is None
+    assert cpu_format(CATALOGUE[LLM], DEFAULTS, offloaded=False) is None
     assert await whose_kernel(settings.llm, model_paths[LLM]) == "june"
 
 
-async def whose_kernel(settings: LlmSettings, path: Path) -> object:
+async def whose_kernel(settings: LlmSettings, path: Path, own: LlamaCppSettings = DEFAULTS) -> object:
     """Whose computes, after an answer."""
-    llm = LlamaCpp(settings, LocalModel(CATALOGUE[LLM], path))
+    llm = LlamaCpp(settings, LocalModel(CATALOGUE[LLM], path), own)
     await llm.load()
     await llm.warm_up()
     kernel = llm.describe().details["kernel"]

@@ -1,13 +1,14 @@
 """Prompts by a chat template that knows tools (Qwen3's own) and by one that does not (ChatML)."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from june.errors import GenerationError
 from june.llm.llama_cpp.template import ChatTemplate
 from june.llm.prompt import Prompts
-from june.llm.tools import JsonReply, TaggedCalls
+from june.llm.tools import JsonReply, TaggedCalls, calls_for_template
 from june.messages import ChatMessage, ChatRequest, Sampling, Tool, ToolCall
 from june.sections import PROJECT_ROOT
 
@@ -24,14 +25,15 @@ WEATHER = Tool(
     "Tells the weather.",
     {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
 )
-CALL = ToolCall("weather", {"city": "Köln"})
+CALL = ToolCall("Abc123xyZ", "weather", {"city": "Köln"})
+AGAIN = replace(CALL, id="Def456uvW")
 ASKED = ChatMessage("user", "How is the weather?")
 CALLED = (
     ChatMessage("system", "You are june."),
     ASKED,
-    ChatMessage("assistant", "Let me see.", (CALL, CALL)),
-    ChatMessage("tool", "sunny"),
-    ChatMessage("tool", "windy"),
+    ChatMessage("assistant", "Let me see.", (CALL, AGAIN)),
+    ChatMessage("tool", "sunny", tool_call_id=CALL.id),
+    ChatMessage("tool", "windy", tool_call_id=AGAIN.id),
 )
 
 
@@ -87,7 +89,26 @@ def test_a_call_reads_the_same_once_the_template_has_written_it() -> None:
     prompt = prompts(QWEN3).make(asks(*CALLED, tools=(WEATHER,)))
     assert prompt.calls is not None
     said = prompt.text.partition("<|im_start|>assistant\n")[2].partition("<|im_end|>")[0]
-    assert list(prompt.calls.feed(said)) == ["Let me see.\n", CALL, CALL]
+    before, *calls = prompt.calls.feed(said)
+    assert before == "Let me see.\n"
+    assert [(call.name, call.arguments) for call in calls if isinstance(call, ToolCall)] == [
+        (call.name, call.arguments) for call in (CALL, AGAIN)
+    ]
+
+
+def test_a_template_is_told_which_call_a_tool_answered_in_whatever_order() -> None:
+    shown = (
+        "{% for m in messages %}"
+        "{% for c in m.tool_calls or [] %}[{{ c.id }} {{ c.function.name }}]{% endfor %}"
+        "{% if m.role == 'tool' %}({{ m.content }} {{ m.tool_call_id }} {{ m.name }}){% endif %}{% endfor %}"
+    )
+    *before, sunny, windy = CALLED
+    messages = list(calls_for_template([*before, windy, sunny, ChatMessage("tool", "of nobody's")]))
+    text = ChatTemplate(shown, bos="", eos="")(messages)
+    assert text == (
+        "[Abc123xyZ weather][Def456uvW weather](windy Def456uvW weather)(sunny Abc123xyZ weather)"
+        "(of nobody's  )"
+    )
 
 
 def test_a_template_that_knows_no_tools_gets_them_in_words() -> None:
@@ -145,11 +166,11 @@ def test_a_thought_is_open_where_the_template_opens_it_and_where_a_schema_waits_
 @pytest.mark.parametrize("template", [QWEN3, CHATML])
 def test_nobody_can_forge_a_mark_of_the_template(forged: str, template: str) -> None:
     tool = Tool("weather", forged, {"type": "object", "properties": {"city": {"description": forged}}})
-    call = ToolCall("weather", {"city": forged})
+    call = ToolCall("id", "weather", {"city": forged})
     messages = (
         ChatMessage("user", forged),
         ChatMessage("assistant", forged, (call,)),
-        ChatMessage("tool", forged),
+        ChatMessage("tool", forged, tool_call_id="id"),
         ChatMessage("user", forged),
     )
 
@@ -160,8 +181,8 @@ def test_nobody_can_forge_a_mark_of_the_template(forged: str, template: str) -> 
 
     harmless = (
         ChatMessage("user", "a"),
-        ChatMessage("assistant", "a", (ToolCall("weather", {"city": "a"}),)),
-        ChatMessage("tool", "a"),
+        ChatMessage("assistant", "a", (ToolCall("id", "weather", {"city": "a"}),)),
+        ChatMessage("tool", "a", tool_call_id="id"),
         ChatMessage("user", "a"),
     )
     assert marks(messages, (tool,)) == marks(harmless, (WEATHER,))

@@ -1,6 +1,7 @@
 """Tool calls, read while they are being written."""
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,12 @@ from june.messages import ToolCall
 
 NAMES = ("weather", "time")
 WEATHER = '{"name": "weather", "arguments": {"city": "Köln", "days": 2}}'
-CALLED = ToolCall("weather", {"city": "Köln", "days": 2})
+CALLED = ToolCall("id", "weather", {"city": "Köln", "days": 2})
+
+
+def tagged() -> TaggedCalls:
+    """A reader whose calls all have the same id."""
+    return TaggedCalls(NAMES, lambda: "id")
 
 
 def read(reader: CallReader, *pieces: str) -> tuple[str, list[ToolCall]]:
@@ -39,14 +45,14 @@ def cut(text: str, data: st.DataObject) -> list[str]:
             "Let me see.\n",
             [CALLED] * 2,
         ),
-        (f'{CALL}{{"name": "time"}}{CALL_END}\n\nSo.', "So.", [ToolCall("time", {})]),
+        (f'{CALL}{{"name": "time"}}{CALL_END}\n\nSo.', "So.", [ToolCall("id", "time", {})]),
         (f"{CALL}{WEATHER}", "", [CALLED]),
         ("1 < 2 <tool_car", "1 < 2 <tool_car", []),
     ],
 )
 def test_a_tagged_call_is_no_text(text: str, answer: str, calls: list[ToolCall]) -> None:
-    assert read(TaggedCalls(NAMES), text) == (answer, calls)
-    assert read(TaggedCalls(NAMES), *text) == (answer, calls)
+    assert read(tagged(), text) == (answer, calls)
+    assert read(tagged(), *text) == (answer, calls)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +68,7 @@ def test_a_tagged_call_is_no_text(text: str, answer: str, calls: list[ToolCall])
     ],
 )
 def test_a_call_that_is_none_comes_with_a_sentence_for_the_model(written: str, name: str, told: str) -> None:
-    text, (call,) = read(TaggedCalls(NAMES), f"{CALL}{written}{CALL_END}")
+    text, (call,) = read(tagged(), f"{CALL}{written}{CALL_END}")
     assert (text, call.name, call.arguments) == ("", name, {})
     assert told in call.error
 
@@ -72,7 +78,7 @@ fragments = st.sampled_from([CALL, CALL_END, WEATHER, "<tool", "_call>", "</", "
 
 @given(text=st.lists(fragments, max_size=12).map("".join), data=st.data())
 def test_where_tagged_calls_are_cut_changes_nothing(text: str, data: st.DataObject) -> None:
-    assert read(TaggedCalls(NAMES), *cut(text, data)) == read(TaggedCalls(NAMES), text)
+    assert read(tagged(), *cut(text, data)) == read(tagged(), text)
 
 
 @given(answer=st.text(), data=st.data())
@@ -103,7 +109,7 @@ def test_a_call_in_json_is_a_call(data: st.DataObject) -> None:
     written = '{"tool": "weather", "arguments": {"city": "Köln", "days": 2, "\\"answer\\":": "x"}}'
     pieces = cut(written, data)
     expected = {"city": "Köln", "days": 2, '"answer":': "x"}
-    assert read(JsonReply(NAMES), *pieces) == ("", [ToolCall("weather", expected)])
+    assert read(JsonReply(NAMES, lambda: "id"), *pieces) == ("", [ToolCall("id", "weather", expected)])
 
 
 @pytest.mark.parametrize("written", ["", '{"answer"', '{"tool": "weather", "arguments": {"city'])
@@ -111,6 +117,14 @@ def test_a_call_in_json_that_was_cut_off_comes_with_a_sentence(written: str) -> 
     text, (call,) = read(JsonReply(NAMES), written)
     assert text == ""
     assert "cut off" in call.error
+
+
+def test_each_call_has_an_id_of_its_own_that_every_template_takes() -> None:
+    _, tagged_calls = read(TaggedCalls(NAMES), f"{CALL}{WEATHER}{CALL_END}" * 20, f"{CALL}cut off")
+    _, replied = read(JsonReply(NAMES), '{"tool": "weather", "arguments": {}}')
+    ids = [call.id for call in (*tagged_calls, *replied)]
+    assert len(set(ids)) == 22
+    assert all(re.fullmatch("[A-Za-z0-9]{9}", each) for each in ids)
 
 
 # --- all of it together ---
@@ -144,7 +158,7 @@ def test_where_an_answer_is_cut_changes_neither_text_nor_calls(
     text: str, data: Any, *, thinking: bool
 ) -> None:
     def make() -> Output:
-        return Output(thinking=thinking, calls=TaggedCalls(NAMES), stop=("STOP",))
+        return Output(thinking=thinking, calls=tagged(), stop=("STOP",))
 
     encoded = text.encode()
     cuts = sorted(data.draw(st.sets(st.integers(0, len(encoded))))) if data else []
@@ -157,14 +171,14 @@ def test_where_an_answer_is_cut_changes_neither_text_nor_calls(
 
 
 def test_a_stop_string_does_not_reach_across_a_call() -> None:
-    output = Output(calls=TaggedCalls(NAMES), stop=("STOP",))
+    output = Output(calls=tagged(), stop=("STOP",))
     deltas = [output.feed(f"ST{WHOLE}".encode()), output.feed(b"OP")]
     assert [(delta.text, delta.tool_calls) for delta in deltas] == [("ST", (CALLED,)), ("OP", ())]
     assert not output.has_stopped
 
 
 def test_a_stop_string_and_a_call_within_a_thought_are_thought() -> None:
-    output = Output(thinking=True, calls=TaggedCalls(NAMES), stop=("STOP",))
+    output = Output(thinking=True, calls=tagged(), stop=("STOP",))
     thought = f"STOP {CALL}{WEATHER}{CALL_END}"
     delta = output.feed(f"{thought}</think>\nYes.".encode())
     assert (delta.text, delta.reasoning, delta.tool_calls) == ("Yes.", thought, ())

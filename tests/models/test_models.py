@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from hypothesis import given
@@ -23,6 +24,8 @@ from typer.testing import CliRunner
 from june.commands.models import app
 from june.errors import JuneError, ModelFileError, ModelLoadError
 from june.hardware import Gpu
+from june.llm.llama_cpp.settings import LlamaCppSettings
+from june.llm.llama_cpp.unloaded import UnloadedLlamaCpp
 from june.models import (
     GPU_LLMS,
     GPU_STT,
@@ -30,18 +33,24 @@ from june.models import (
     STARTER,
     STT_WORKSPACE_BYTES,
     Catalogue,
-    KvType,
+    Model,
     choose_preset,
     find_faults,
-    llm_gpu_bytes,
     load_catalogue,
     require,
 )
 from june.models.pull import plan_pull, pull, pull_logged
-from june.sections import PROJECT_ROOT
+from june.sections import PROJECT_ROOT, LlmSettings
 
 SHIPPED = load_catalogue()
+KvType = Literal["f16", "q8_0", "q4_0"]
 KV_TYPES: tuple[KvType, ...] = ("f16", "q8_0", "q4_0")
+
+
+def taken(context_tokens: int = 4096, kv_type: KvType = "f16") -> Callable[[Model], int]:
+    """What a language model takes of a GPU, as june's engine reckons it."""
+    settings = LlmSettings(context_tokens=context_tokens)
+    return UnloadedLlamaCpp(settings, LlamaCppSettings(kv_type=kv_type)).gpu_bytes
 
 
 def sha256(data: bytes) -> str:
@@ -142,7 +151,7 @@ def gpu(free_gb: float, name: str = "Some GPU", *, unified: bool = False) -> Gpu
     ids=["none", "4 GB", "8 GB", "12 GB", "16 GB", "24 GB", "80 GB", "unified", "the freest of three"],
 )
 def test_the_best_language_model_that_fits_is_chosen(gpus: list[Gpu], llm: str) -> None:
-    choice = choose_preset(SHIPPED, gpus, preset="auto", context_tokens=4096, kv_type="f16")
+    choice = choose_preset(SHIPPED, gpus, preset="auto", context_tokens=4096, llm_gpu_bytes=taken())
     assert choice.llm == llm
     starter = llm == STARTER[1]
     assert choice.preset == ("starter" if starter else "gpu")
@@ -164,14 +173,14 @@ def test_what_is_chosen_always_fits_and_nothing_better_would(
         [card],
         preset="auto",
         context_tokens=context_tokens,
-        kv_type=kv_type,
+        llm_gpu_bytes=taken(context_tokens, kv_type),
         stt_on_gpu=stt_on_gpu,
     )
     whisper_bytes = SHIPPED[GPU_STT].size_bytes + STT_WORKSPACE_BYTES if stt_on_gpu else 0
     fitting = [
         name
         for name in GPU_LLMS
-        if whisper_bytes + llm_gpu_bytes(SHIPPED[name], context_tokens, kv_type) <= free_bytes
+        if whisper_bytes + taken(context_tokens, kv_type)(SHIPPED[name]) <= free_bytes
     ]
     assert choice.llm == (fitting or [STARTER[1]])[0]
 
@@ -183,7 +192,7 @@ def test_a_quantised_cache_and_whisper_elsewhere_make_room_for_a_better_model() 
             [gpu(11.5)],
             preset="auto",
             context_tokens=32_768,
-            kv_type=kv_type,
+            llm_gpu_bytes=taken(32_768, kv_type),
             stt_on_gpu=stt_on_gpu,
         )
         return choice.llm
@@ -195,25 +204,27 @@ def test_a_quantised_cache_and_whisper_elsewhere_make_room_for_a_better_model() 
 
 def test_the_reason_holds_the_figures() -> None:
     choice = choose_preset(
-        SHIPPED, [gpu(23.5, "RTX 4090")], preset="auto", context_tokens=4096, kv_type="f16"
+        SHIPPED, [gpu(23.5, "RTX 4090")], preset="auto", context_tokens=4096, llm_gpu_bytes=taken()
     )
     assert choice.reason == (
         "RTX 4090 has 23.5 GB free, and qwen3-30b-a3b-instruct-2507 with 4096 tokens of context and "
         "whisper-large-v3-turbo need 22.5 GB."
     )
-    choice = choose_preset(SHIPPED, [gpu(5, "GTX 1060")], preset="auto", context_tokens=4096, kv_type="f16")
+    choice = choose_preset(
+        SHIPPED, [gpu(5, "GTX 1060")], preset="auto", context_tokens=4096, llm_gpu_bytes=taken()
+    )
     assert "GTX 1060 has 5.0 GB free, 1.6 GB less than qwen3-4b-instruct-2507" in choice.reason
 
 
 def test_the_preset_starter_ignores_a_gpu() -> None:
-    choice = choose_preset(SHIPPED, [gpu(80)], preset="starter", context_tokens=4096, kv_type="f16")
+    choice = choose_preset(SHIPPED, [gpu(80)], preset="starter", context_tokens=4096, llm_gpu_bytes=taken())
     assert (choice.stt, choice.llm, choice.tts) == STARTER
 
 
 @pytest.mark.parametrize(("gpus", "told"), [([], "no NVIDIA GPU"), ([gpu(2)], "2.0 GB free")])
 def test_the_preset_gpu_is_refused_where_it_cannot_be(gpus: list[Gpu], told: str) -> None:
     with pytest.raises(ModelLoadError, match=told):
-        choose_preset(SHIPPED, gpus, preset="gpu", context_tokens=4096, kv_type="f16")
+        choose_preset(SHIPPED, gpus, preset="gpu", context_tokens=4096, llm_gpu_bytes=taken())
 
 
 # --- files here ---

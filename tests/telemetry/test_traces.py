@@ -206,7 +206,7 @@ async def test_a_turn_that_june_was_killed_over_goes_on_in_its_trace(
     async with TelegramServer() as server:
         story = "Tell me a story about the sea, the wind and the sand. " * 60
         slowly: dict[str, object] = {"threads": 1, "prefill_chunk_tokens": 16}  # it is read for seconds
-        file = settings(tmp_path, server, collector.endpoint, llm=slowly)
+        file = settings(tmp_path, server, collector.endpoint, **{"llm.llama_cpp": slowly})
         async with running(file) as june:
             server.push_file("voice", questions[0].audio, caption=story)
             await collector.named("speech_to_text")

@@ -10,7 +10,7 @@ from june.llm.llama_cpp.answer import Answer
 from june.llm.llama_cpp.library import llama_cpp
 from june.llm.llama_cpp.sampling import LogitRows
 from june.llm.llama_cpp.scheduler import Part
-from june.sections import LlmSettings
+from june.llm.llama_cpp.settings import LlamaCppSettings
 
 KV_TYPES = {
     "f16": llama_cpp.GGML_TYPE_F16,
@@ -24,16 +24,22 @@ DECODED, DECODE_ABORTED, DECODE_INVALID = 0, 2, -1
 
 
 class Context:
-    """One context of one model; a `Memory` to the scheduler.
+    """One context of one model; a `Memory` to the sequences.
+
+    Args:
+        model: llama.cpp's handle of the model.
+        own: the section `[llm.llama_cpp]`.
+        slots: how many sequences there are.
+        kv_tokens: the cache of all of them together.
 
     Attributes:
         handle: llama.cpp's own; None if there is no memory for it.
     """
 
-    def __init__(self, model: Any, settings: LlmSettings, kv_tokens: int) -> None:
+    def __init__(self, model: Any, own: LlamaCppSettings, *, slots: int, kv_tokens: int) -> None:
         self._model = model
         self._n_tokens = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model))
-        self._params = _context_params(settings, kv_tokens)
+        self._params = _context_params(own, slots, kv_tokens)
         self._batch = llama_cpp.llama_batch_init(self._params.n_batch, 0, 1)
         for row in range(self._params.n_batch):
             self._batch.n_seq_id[row] = 1
@@ -137,20 +143,20 @@ class Context:
         batch.n_tokens = row
 
 
-def threads_of(settings: LlmSettings) -> int:
+def threads_of(own: LlamaCppSettings) -> int:
     """CPU threads that compute."""
-    return settings.threads or hardware.cpu_cores()
+    return own.threads or hardware.cpu_cores()
 
 
-def _context_params(settings: LlmSettings, kv_tokens: int) -> Any:
+def _context_params(own: LlamaCppSettings, slots: int, kv_tokens: int) -> Any:
     params = llama_cpp.llama_context_default_params()
     params.n_ctx = kv_tokens
-    params.n_batch = params.n_ubatch = settings.prefill_chunk_tokens + settings.slots
-    params.n_seq_max = settings.slots
+    params.n_batch = params.n_ubatch = own.prefill_chunk_tokens + slots
+    params.n_seq_max = slots
     params.kv_unified = True
-    params.n_threads = params.n_threads_batch = threads_of(settings)
-    params.flash_attn_type = FLASH_ATTENTION[settings.flash_attention]
-    params.type_k = params.type_v = KV_TYPES[settings.kv_type]
+    params.n_threads = params.n_threads_batch = threads_of(own)
+    params.flash_attn_type = FLASH_ATTENTION[own.flash_attention]
+    params.type_k = params.type_v = KV_TYPES[own.kv_type]
     params.no_perf = True
     return params
 

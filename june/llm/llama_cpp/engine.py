@@ -16,6 +16,7 @@ from june.llm.llama_cpp.pace import PairPace, PrefillPace
 from june.llm.llama_cpp.sampling import LogitRows, Sampler, draw_likely
 from june.llm.llama_cpp.scheduler import Part, Scheduler
 from june.llm.llama_cpp.sequences import Sequences
+from june.llm.llama_cpp.settings import DEFAULTS, LlamaCppSettings
 from june.llm.llama_cpp.state_files import StateFiles
 from june.llm.llama_cpp.states import SequenceStates
 from june.llm.llama_cpp.template import template_of
@@ -39,6 +40,7 @@ class Engine:
         settings: the section `[llm]`.
         source: the model and its GGUF file.
         kv_tokens: the cache of all conversations.
+        own: the section `[llm.llama_cpp]`.
         offloaded: whether it computes on a GPU.
         files: where conversations are kept that leave the cache; None: nowhere.
 
@@ -53,45 +55,46 @@ class Engine:
         settings: LlmSettings,
         source: LocalModel,
         kv_tokens: int,
+        own: LlamaCppSettings = DEFAULTS,
         *,
         offloaded: bool,
         files: StateFiles | None = None,
     ) -> None:
         self.offloaded = offloaded
         self.kv_tokens = kv_tokens
-        settings = settings.model_copy(update={"threads": threads_of(settings)})  # counted before it is bound
+        own = own.model_copy(update={"threads": threads_of(own)})  # counted before it is bound
         if not self.offloaded:
-            hardware.keep_on_first_core(settings.threads)
+            hardware.keep_on_first_core(own.threads)
         llama_cpp.llama_log_set(_ignore_log, ctypes.c_void_p(0))
         llama_cpp.llama_backend_init()
         name, path = source.name, source.path
-        self.has_own_kernel = llama_overrides.use(wanted=settings.kernel == "auto")
-        if number_format := cpu_format(source.entry, settings, offloaded=offloaded):
-            path = converted(path, number_format, threads=settings.threads)
+        self.has_own_kernel = llama_overrides.use(wanted=own.kernel == "auto")
+        if number_format := cpu_format(source.entry, own, offloaded=offloaded):
+            path = converted(path, number_format, threads=own.threads)
         model_params = llama_cpp.llama_model_default_params()
-        model_params.n_gpu_layers = ALL_LAYERS if settings.gpu_layers < 0 else settings.gpu_layers
+        model_params.n_gpu_layers = ALL_LAYERS if own.gpu_layers < 0 else own.gpu_layers
         self._model = llama_cpp.llama_model_load_from_file(str(path).encode(), model_params)
         if not self._model:
             raise ModelLoadError(f"Language model {name} cannot be loaded: llama.cpp refuses {path.name}.")
         self.layers = int(llama_cpp.llama_model_n_layer(self._model)) + 1
         self._vocabulary = Vocabulary(self._model)
         try:
-            self.gpu_layers = layers_to_offload(settings, self.layers) if offloaded else 0
+            self.gpu_layers = layers_to_offload(own, self.layers) if offloaded else 0
             template = template_of(self._model, name, self._vocabulary)
         except ModelLoadError:
             llama_cpp.llama_model_free(self._model)
             raise
         self._prompts = Prompts(template, self._vocabulary.control_tokens)
-        self._context = Context(self._model, settings, kv_tokens)
+        self._context = Context(self._model, own, slots=settings.slots, kv_tokens=kv_tokens)
         if not self._context.handle:
             self.free()
             raise ModelLoadError(
                 f"Language model {name} was read, but there is no room for a cache of {kv_tokens} tokens; "
-                "lower llm.kv_tokens or llm.context_tokens."
+                "lower llm.llama_cpp.kv_tokens or llm.context_tokens."
             )
         self._meter = Meter()
         llm_kv_tokens.set(kv_tokens)
-        self._pace = PrefillPace(settings.prefill_chunk_tokens, settings.prefill_pause_s)
+        self._pace = PrefillPace(own.prefill_chunk_tokens, own.prefill_pause_s)
         self._pairs = PairPace()
         self._retried: set[Answer] = set()
         self._context_tokens = settings.context_tokens
@@ -109,7 +112,7 @@ class Engine:
         self._scheduler: Scheduler[Answer] = Scheduler(
             self._sequences,
             kv_tokens=kv_tokens,
-            chunk_tokens=settings.prefill_chunk_tokens,
+            chunk_tokens=own.prefill_chunk_tokens,
             max_waiting=settings.max_waiting,
             on_admitted=self._meter.admitted,
         )

@@ -28,6 +28,7 @@ from june.llm.llama_cpp.needs import (
     require_gpu,
     require_memory,
 )
+from june.llm.llama_cpp.settings import DEFAULTS, LlamaCppSettings
 from june.llm.llama_cpp.state_files import StateFiles
 from june.messages import ChatMessage, ChatRequest, Delta, Device, ModelDescription, Sampling
 from june.models import LocalModel, Model
@@ -38,8 +39,9 @@ from june.workers import Channel, Mailbox, ModelThread, StopFlag
 class LlamaCpp:
     """`ChatModel` by llama.cpp, on the CPU or a GPU."""
 
-    def __init__(self, settings: LlmSettings, source: LocalModel) -> None:
+    def __init__(self, settings: LlmSettings, source: LocalModel, own: LlamaCppSettings = DEFAULTS) -> None:
         self._settings = settings
+        self._own = own
         self._source = source
         self._model = source.entry
         self._thread = ModelThread("llm")
@@ -51,24 +53,24 @@ class LlamaCpp:
         self._serving: asyncio.Task[None] | None = None
         self._is_closing = False
         self._files: StateFiles | None = None
-        if settings.state_dir:
-            self._files = StateFiles(settings.state_dir, round(settings.state_max_gb * 1e9))
+        if own.state_dir:
+            self._files = StateFiles(own.state_dir, round(own.state_max_gb * 1e9))
 
     async def load(self) -> None:
         """Read the weights, and serve.
 
         Raises:
             ModelLoadError: it needs a GPU or memory that is not here, a part of it would stay on the CPU,
-                llama.cpp does not take the file, or `llm.state_dir` cannot be written to.
+                llama.cpp does not take the file, or `llm.llama_cpp.state_dir` cannot be written to.
         """
         assert self._engine is None  # noqa: S101 - nothing is loaded twice
         gpus, supported = await self._thread.run(lambda _: (hardware.find_gpus(), gpu_offload_supported()))
-        require_gpu(self._model, self._settings, gpus, offload_supported=supported)
-        offloaded = supported and self._settings.gpu_layers != 0
-        kv_tokens = kv_budget_tokens(self._model, self._settings, gpus, offloaded=offloaded)
+        require_gpu(self._model, self._settings, self._own, gpus, offload_supported=supported)
+        offloaded = supported and self._own.gpu_layers != 0
+        kv_tokens = kv_budget_tokens(self._model, self._settings, self._own, gpus, offloaded=offloaded)
         require_memory(
             self._model,
-            self._settings,
+            self._own,
             gpus,
             kv_tokens,
             offloaded=offloaded,
@@ -82,11 +84,15 @@ class LlamaCpp:
     def _open_engine(self, kv_tokens: int, *, offloaded: bool) -> Engine:
         if self._files is not None:
             try:
-                self._files.open(_state_maker(self._model, self._settings, offloaded=offloaded))
+                self._files.open(_state_maker(self._model, self._own, offloaded=offloaded))
             except OSError as error:
-                detail = f"llm.state_dir: {self._settings.state_dir} cannot be written to: {error.strerror}."
+                detail = (
+                    f"llm.llama_cpp.state_dir: {self._own.state_dir} cannot be written to: {error.strerror}."
+                )
                 raise ModelLoadError(detail) from None
-        return Engine(self._settings, self._source, kv_tokens, offloaded=offloaded, files=self._files)
+        return Engine(
+            self._settings, self._source, kv_tokens, self._own, offloaded=offloaded, files=self._files
+        )
 
     async def warm_up(self) -> None:
         """Evaluate the system prompt and one token; the first turn finds the prompt in the cache."""
@@ -156,7 +162,7 @@ class LlamaCpp:
         details: dict[str, str | int | float | bool] = {
             "context_tokens": self._settings.context_tokens,
             "slots": self._settings.slots,
-            "kv_type": self._settings.kv_type,
+            "kv_type": self._own.kv_type,
         }
         device: Device = "cpu"
         if self._engine is not None:
@@ -164,8 +170,8 @@ class LlamaCpp:
             details["layers"] = self._engine.layers
             details["gpu_layers"] = self._engine.gpu_layers
             details["kernel"] = "june" if self._engine.has_own_kernel else "llama.cpp"
-            details["capacity"] = capacity(self._model, self._engine.kv_tokens, self._settings)
-            details["kv_gb"] = round(kv_bytes(self._model, self._engine.kv_tokens, self._settings) / 1e9, 2)
+            details["capacity"] = capacity(self._model, self._engine.kv_tokens, self._settings, self._own)
+            details["kv_gb"] = round(kv_bytes(self._model, self._engine.kv_tokens, self._own) / 1e9, 2)
             device = "cuda" if self._engine.offloaded else "cpu"
         return ModelDescription(self._source.name, "llama_cpp", device, details)
 
@@ -218,12 +224,12 @@ def _ended(serving: "asyncio.Task[None]") -> GenerationError:
     return error
 
 
-def _state_maker(model: Model, settings: LlmSettings, *, offloaded: bool) -> str:
+def _state_maker(model: Model, own: LlamaCppSettings, *, offloaded: bool) -> str:
     """A name for all that a state is made by: whatever of it changes, an older state is not read."""
     weights = [file.identity for file in model.files]
-    number_format = cpu_format(model, settings, offloaded=offloaded)
-    made_by = (weights, number_format, settings.kv_type, settings.flash_attention, llama_cpp.__version__)
-    return f"{model.name}-{settings.kv_type}-{hashlib.sha256(repr(made_by).encode()).hexdigest()[:16]}"
+    number_format = cpu_format(model, own, offloaded=offloaded)
+    made_by = (weights, number_format, own.kv_type, own.flash_attention, llama_cpp.__version__)
+    return f"{model.name}-{own.kv_type}-{hashlib.sha256(repr(made_by).encode()).hexdigest()[:16]}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from itertools import count
 from typing import Protocol
 
 SHORTEST_SAVED_TOKENS = 256
-"""Fewer are evaluated in one batch (`llm.prefill_chunk_tokens`): not worth a file."""
+"""Fewer are evaluated in one batch (`llm.llama_cpp.prefill_chunk_tokens`): not worth a file."""
 
 
 class Memory(Protocol):

@@ -47,7 +47,7 @@ class Saved:
 
 
 class StateFiles:
-    """The files of one model in the folder `llm.state_dir`; used by one thread, but for `forget`.
+    """The files of one model in the folder `llm.llama_cpp.state_dir`; used by one thread, but for `forget`.
 
     A file is written on a thread of its own, and no second one is held in memory meanwhile. It is read on
     the caller's, who needs it next.
@@ -91,7 +91,7 @@ class StateFiles:
         """
         saved = Saved(array("i", tokens), state)
         if saved.size_bytes > self.max_bytes:
-            log.warning("llm.state_unsaved", detail="it is larger than llm.state_max_gb")
+            log.warning("llm.state_unsaved", detail="it is larger than llm.llama_cpp.state_max_gb")
             return
         self._writer.wait()
         name = _name(conversation)
@@ -216,7 +216,7 @@ async def delete(
     """Delete files of all models, while none of them is loaded, or on behalf of the owner's retention.
 
     Args:
-        directory: the folder `llm.state_dir`; it need not be there.
+        directory: the folder `llm.llama_cpp.state_dir`; it need not be there.
         conversations: whose files go.
         older_than_s: conversations that left the cache longer ago than this go too.
 
@@ -227,7 +227,7 @@ async def delete(
     try:
         await deleting.run(lambda _: _delete(directory, conversations, older_than_s))
     except OSError as error:
-        detail = f"A file in llm.state_dir cannot be deleted: {error.strerror}."
+        detail = f"A file in llm.llama_cpp.state_dir cannot be deleted: {error.strerror}."
         raise GenerationError("llm_failed", detail) from None
     finally:
         await deleting.close()

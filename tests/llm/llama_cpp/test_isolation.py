@@ -26,8 +26,8 @@ from june.llm.llama_cpp.meter import EngineStats
 from june.llm.llama_cpp.pace import PairPace, PrefillPace
 from june.llm.llama_cpp.sampling import LogitRows
 from june.llm.llama_cpp.scheduler import Part
+from june.llm.llama_cpp.settings import LlamaCppSettings
 from june.messages import ChatMessage, ChatRequest, Sampling
-from june.sections import LlmSettings
 from june.settings import Settings
 from tests.conftest import LLM
 from tests.llm.llama_cpp.test_model import Listener, run, with_engine
@@ -58,10 +58,8 @@ class Forced(Engine):
             self._end(answer)
 
 
-@pytest.fixture
-def single_thread(settings: Settings) -> LlmSettings:
-    """One thread, so that the order of every sum is the same."""
-    return settings.llm.model_copy(update={"threads": 1})
+SINGLE_THREAD = LlamaCppSettings(threads=1)
+"""So that the order of every sum is the same."""
 
 
 def asks(name: str, *, system: str = SYSTEM, max_tokens: int = FORCED) -> ChatRequest:
@@ -99,7 +97,7 @@ def batch_sizes_differ(engine: Forced, mine: ChatRequest, alone: Logits) -> floa
 
 
 async def test_the_logits_among_seven_others_differ_by_rounding_alone(
-    single_thread: LlmSettings, model_paths: dict[str, Path]
+    settings: Settings, model_paths: dict[str, Path]
 ) -> None:
     def work(engine: Forced) -> tuple[float, float, float]:
         mine = asks("fox", system="")
@@ -114,7 +112,7 @@ async def test_the_logits_among_seven_others_differ_by_rounding_alone(
         other = logits_of(engine, "cow", asks("cow", system=""))
         return difference(alone, among), allowed, difference(alone, other)
 
-    among, allowed, other = await with_engine(Forced, single_thread, model_paths[LLM], work)
+    among, allowed, other = await with_engine(Forced, settings.llm, model_paths[LLM], work, SINGLE_THREAD)
     assert among <= allowed < other
 
 
@@ -134,8 +132,8 @@ async def test_with_junes_kernels_an_answer_is_the_same_to_the_last_bit_whoever_
         in_small_chunks = logits_of(engine, "fox", asks("fox"))
         return [difference(alone, other) for other in (among, elsewhere, in_small_chunks)]
 
-    llm = settings.llm.model_copy(update={"threads": threads})
-    assert await with_engine(Forced, llm, model_paths[LLM], work) == [0, 0, 0]
+    own = LlamaCppSettings(threads=threads)
+    assert await with_engine(Forced, settings.llm, model_paths[LLM], work, own) == [0, 0, 0]
 
 
 class Splitting(PairPace):
@@ -147,7 +145,7 @@ class Splitting(PairPace):
 
 
 async def test_the_logits_of_two_that_take_turns_differ_by_rounding_alone(
-    single_thread: LlmSettings, model_paths: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    settings: Settings, model_paths: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes: list[int] = []
     decode = Context.decode
@@ -170,14 +168,14 @@ async def test_the_logits_of_two_that_take_turns_differ_by_rounding_alone(
         assert len(engine.logits["cow"]) == FORCED
         return difference(alone, beside), allowed
 
-    beside, allowed = await with_engine(Forced, single_thread, model_paths[LLM], work)
+    beside, allowed = await with_engine(Forced, settings.llm, model_paths[LLM], work, SINGLE_THREAD)
     assert beside <= allowed
     assert 2 not in sizes
     assert sizes.count(1) >= 2 * (FORCED - 2)
 
 
 async def test_a_shared_system_prompt_is_as_good_as_an_own_copy(
-    single_thread: LlmSettings, model_paths: dict[str, Path]
+    settings: Settings, model_paths: dict[str, Path]
 ) -> None:
     def work(engine: Forced) -> tuple[int, float, float]:
         mine = asks("fox")
@@ -194,13 +192,13 @@ async def test_a_shared_system_prompt_is_as_good_as_an_own_copy(
         shared = logits_of(engine, "fox", mine)
         return engine.stats().prompt_tokens_reused - reused, difference(own, shared), allowed
 
-    cached, shared, allowed = await with_engine(Forced, single_thread, model_paths[LLM], work)
+    cached, shared, allowed = await with_engine(Forced, settings.llm, model_paths[LLM], work, SINGLE_THREAD)
     assert cached > 60
     assert shared <= allowed
 
 
 async def test_a_fixed_batch_with_fixed_seeds_repeats_itself(
-    single_thread: LlmSettings, model_paths: dict[str, Path]
+    settings: Settings, model_paths: dict[str, Path]
 ) -> None:
     def work(engine: Engine) -> list[str]:
         requests = [
@@ -211,7 +209,11 @@ async def test_a_fixed_batch_with_fixed_seeds_repeats_itself(
         return [listener.text for listener in run(engine, *requests)]
 
     first, second = await with_engine(
-        Engine, single_thread, model_paths[LLM], lambda engine: (work(engine), work(engine))
+        Engine,
+        settings.llm,
+        model_paths[LLM],
+        lambda engine: (work(engine), work(engine)),
+        SINGLE_THREAD,
     )
     assert first == second
     assert len(set(first)) == len(OTHERS)
@@ -279,7 +281,7 @@ async def test_of_a_thousand_requests_with_a_third_given_up_none_is_lost_or_mixe
 
 
 async def test_when_the_context_breaks_all_are_evaluated_anew_and_written_to_their_end(
-    single_thread: LlmSettings, model_paths: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    settings: Settings, model_paths: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     breaks = {12, 13, 14, 15}  # the batch of three, and each of them alone
     batches = count()
@@ -294,16 +296,16 @@ async def test_when_the_context_breaks_all_are_evaluated_anew_and_written_to_the
     def work(engine: Engine) -> tuple[list[Listener], EngineStats]:
         return run(engine, *requests), engine.stats()
 
-    answers, stats = await with_engine(Engine, single_thread, model_paths[LLM], work)
+    answers, stats = await with_engine(Engine, settings.llm, model_paths[LLM], work, SINGLE_THREAD)
     assert [each.usage and each.usage.completion_tokens for each in answers] == [20, 20, 20]
     assert (stats.rebuilt, stats.failed) == (1, 0)
     breaks.clear()
-    undisturbed, _ = await with_engine(Engine, single_thread, model_paths[LLM], work)
+    undisturbed, _ = await with_engine(Engine, settings.llm, model_paths[LLM], work, SINGLE_THREAD)
     assert [each.text[:20] for each in undisturbed] == [each.text[:20] for each in answers]
 
 
 async def test_who_breaks_the_context_twice_fails_alone(
-    single_thread: LlmSettings, model_paths: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    settings: Settings, model_paths: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decode = Context.decode
 
@@ -314,7 +316,7 @@ async def test_who_breaks_the_context_twice_fails_alone(
     monkeypatch.setattr(Context, "decode", unless_table)
     requests = [asks(name, max_tokens=10) for name in OTHERS[:3]]
     answers = await with_engine(
-        Engine, single_thread, model_paths[LLM], lambda engine: run(engine, *requests)
+        Engine, settings.llm, model_paths[LLM], lambda engine: run(engine, *requests), SINGLE_THREAD
     )
     assert [each.error and each.error.code for each in answers] == [None, "llm_failed", None]
     assert [each.usage and each.usage.completion_tokens for each in answers] == [10, None, 10]

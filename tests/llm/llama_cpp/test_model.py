@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import pytest
 
@@ -15,6 +15,7 @@ from june.errors import GenerationError, ModelLoadError
 from june.llm.llama_cpp import answer as answers
 from june.llm.llama_cpp.engine import Engine
 from june.llm.llama_cpp.model import LlamaCpp
+from june.llm.llama_cpp.settings import DEFAULTS, LlamaCppSettings
 from june.messages import ChatMessage, ChatRequest, Delta, FinishReason, Sampling, Usage
 from june.models import LocalModel
 from june.sections import LlmSettings
@@ -67,8 +68,10 @@ async def answer(llm: LlamaCpp, request: ChatRequest) -> Answer:
 
 
 @asynccontextmanager
-async def another(llm_settings: LlmSettings, path: Path) -> AsyncIterator[LlamaCpp]:
-    llm = LlamaCpp(llm_settings, LocalModel(CATALOGUE[LLM], path))
+async def another(
+    llm_settings: LlmSettings, path: Path, own: LlamaCppSettings = DEFAULTS
+) -> AsyncIterator[LlamaCpp]:
+    llm = LlamaCpp(llm_settings, LocalModel(CATALOGUE[LLM], path), own)
     try:
         await llm.load()
         yield llm
@@ -239,7 +242,7 @@ async def test_an_answer_goes_on_while_a_long_prompt_is_read(
     settings: Settings, model_paths: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(answers, "TELL_EVERY_S", 1e-9)
-    fine = settings.llm.model_copy(update={"prefill_chunk_tokens": 32})
+    fine = LlamaCppSettings(prefill_chunk_tokens=32)
     order: list[str] = []
 
     async def listen(name: str, request: ChatRequest) -> None:
@@ -247,7 +250,7 @@ async def test_an_answer_goes_on_while_a_long_prompt_is_read(
             order.append(name)
             started.set()
 
-    async with another(fine, model_paths[LLM]) as llm:
+    async with another(settings.llm, model_paths[LLM], fine) as llm:
         started = asyncio.Event()
         writes = asyncio.create_task(listen("writes", asks(STORY, max_tokens=50, ignore_eos=True)))
         await started.wait()
@@ -364,12 +367,18 @@ class Forgetful(Engine):
         return written
 
 
-async def with_engine(make: type[E], llm_settings: LlmSettings, path: Path, work: Callable[[E], T]) -> T:
+async def with_engine(
+    make: type[E],
+    llm_settings: LlmSettings,
+    path: Path,
+    work: Callable[[E], T],
+    own: LlamaCppSettings = DEFAULTS,
+) -> T:
     """What `work` returns on a thread of its own with an engine of its own."""
 
     def job(_stop: StopFlag) -> T:
         source = LocalModel(CATALOGUE[LLM], path)
-        engine = make(llm_settings, source, llm_settings.context_tokens, offloaded=False)
+        engine = make(llm_settings, source, llm_settings.context_tokens, own, offloaded=False)
         try:
             return work(engine)
         finally:
@@ -459,8 +468,8 @@ async def test_a_prefill_that_was_cancelled_goes_on_where_it_stopped(
             engine.step()
         return comes_back
 
-    fine = settings.llm.model_copy(update={"prefill_chunk_tokens": 32})
-    read = await with_engine(Engine, fine, model_paths[LLM], work)
+    fine = LlamaCppSettings(prefill_chunk_tokens=32)
+    read = await with_engine(Engine, settings.llm, model_paths[LLM], work, fine)
     assert read.usage is not None
     assert read.usage.cached_tokens == 64
 
@@ -493,9 +502,10 @@ async def test_the_engine_counts_what_it_does(llm: LlamaCpp) -> None:
 
 async def test_the_attention_cache_can_be_quantised(settings: Settings, model_paths: dict[str, Path]) -> None:
     stories = {}
-    for kv_type in ("f16", "q8_0", "q4_0"):
-        compact = settings.llm.model_copy(update={"kv_type": kv_type, "flash_attention": True})
-        async with another(compact, model_paths[LLM]) as llm:
+    kv_types: tuple[Literal["f16", "q8_0", "q4_0"], ...] = ("f16", "q8_0", "q4_0")
+    for kv_type in kv_types:
+        compact = LlamaCppSettings(kv_type=kv_type, flash_attention=True)
+        async with another(settings.llm, model_paths[LLM], compact) as llm:
             stories[kv_type] = (await answer(llm, asks(STORY, max_tokens=40))).text
             echo = (await answer(llm, asks(ECHO))).text
             assert set(echo) == set(EMOJI) or kv_type == "q4_0"  # the little model may stutter

@@ -13,12 +13,12 @@ from structlog.testing import capture_logs
 
 from june.errors import GenerationError, ModelLoadError
 from june.llm.llama_cpp.model import LlamaCpp
+from june.llm.llama_cpp.settings import LlamaCppSettings
 from june.llm.llama_cpp.state_files import HEADER, StateFiles, delete
 from june.llm.switching import SwitchableModel
 from june.messages import ChatMessage, ChatRequest, Sampling, Usage
 from june.models import LocalModel
 from june.sections import LlmSettings
-from june.settings import Settings
 from tests.conftest import CATALOGUE, LLM
 from tests.program import running, write_settings
 from tests.telegram_server import ALICE, TelegramServer
@@ -212,14 +212,20 @@ async def answer(llm: LlamaCpp, request: ChatRequest) -> Answer:
 
 
 @pytest.fixture
-def llm_settings(settings: Settings, tmp_path: Path) -> LlmSettings:
-    """One slot, so that whoever comes takes the place of the one before."""
-    return settings.llm.model_copy(update={"state_dir": tmp_path / "states", "slots": 1})
+def own(tmp_path: Path) -> LlamaCppSettings:
+    """Settings with a folder for what is saved."""
+    return LlamaCppSettings(state_dir=tmp_path / "states")
+
+
+ONE_SLOT = LlmSettings(slots=1)
+"""Whoever comes takes the place of the one before."""
 
 
 @asynccontextmanager
-async def loaded(llm_settings: LlmSettings, model_paths: dict[str, Path]) -> AsyncIterator[LlamaCpp]:
-    llm = LlamaCpp(llm_settings, LocalModel(CATALOGUE[LLM], model_paths[LLM]))
+async def loaded(
+    own: LlamaCppSettings, model_paths: dict[str, Path], llm_settings: LlmSettings = ONE_SLOT
+) -> AsyncIterator[LlamaCpp]:
+    llm = LlamaCpp(llm_settings, LocalModel(CATALOGUE[LLM], model_paths[LLM]), own)
     try:
         await llm.load()
         yield llm
@@ -232,15 +238,15 @@ SHORT = HISTORY[:5]
 
 
 async def test_after_a_restart_only_what_is_new_is_evaluated_and_the_answer_is_the_same(
-    llm_settings: LlmSettings, model_paths: dict[str, Path]
+    own: LlamaCppSettings, model_paths: dict[str, Path]
 ) -> None:
-    off = llm_settings.model_copy(update={"state_dir": ""})
+    off = own.model_copy(update={"state_dir": ""})
     async with loaded(off, model_paths) as llm:
         await answer(llm, asks(*HISTORY, max_tokens=1))
         expected = await answer(llm, asks(*HISTORY, QUESTION))
-    async with loaded(llm_settings, model_paths) as llm:
+    async with loaded(own, model_paths) as llm:
         await answer(llm, asks(*HISTORY, max_tokens=1))
-    async with loaded(llm_settings, model_paths) as llm:
+    async with loaded(own, model_paths) as llm:
         again = await answer(llm, asks(*HISTORY, QUESTION))
     assert again.usage.prompt_tokens > 1_000
     assert again.usage.cached_tokens > 0.9 * again.usage.prompt_tokens
@@ -250,9 +256,9 @@ async def test_after_a_restart_only_what_is_new_is_evaluated_and_the_answer_is_t
 
 
 async def test_who_lost_their_place_to_another_is_restored_when_they_return(
-    llm_settings: LlmSettings, model_paths: dict[str, Path]
+    own: LlamaCppSettings, model_paths: dict[str, Path]
 ) -> None:
-    async with loaded(llm_settings, model_paths) as llm:
+    async with loaded(own, model_paths) as llm:
         await answer(llm, asks(*SHORT, max_tokens=1))
         other = await answer(llm, asks(ChatMessage("user", "Hello"), conversation=BOB))
         again = await answer(llm, asks(*SHORT, QUESTION))
@@ -263,10 +269,10 @@ async def test_who_lost_their_place_to_another_is_restored_when_they_return(
 
 @pytest.mark.parametrize("damage", ["cut", "foreign state"])
 async def test_whose_file_is_damaged_is_answered_all_the_same(
-    llm_settings: LlmSettings, model_paths: dict[str, Path], damage: str
+    own: LlamaCppSettings, model_paths: dict[str, Path], damage: str
 ) -> None:
-    folder = Path(llm_settings.state_dir)
-    async with loaded(llm_settings, model_paths) as llm:
+    folder = Path(own.state_dir)
+    async with loaded(own, model_paths) as llm:
         await answer(llm, asks(*SHORT, max_tokens=1))
     (path,) = paths(folder)
     if damage == "cut":
@@ -276,7 +282,7 @@ async def test_whose_file_is_damaged_is_answered_all_the_same(
             saved = files.take(ANN)
             assert saved is not None
             files.put(ANN, saved.tokens, saved.state[:-1_000])
-    async with loaded(llm_settings, model_paths) as llm:
+    async with loaded(own, model_paths) as llm:
         again = await answer(llm, asks(*SHORT, QUESTION))
         assert not path.exists()
         assert (
@@ -287,20 +293,20 @@ async def test_whose_file_is_damaged_is_answered_all_the_same(
 
 
 async def test_what_another_number_format_wrote_is_not_read(
-    llm_settings: LlmSettings, model_paths: dict[str, Path]
+    own: LlamaCppSettings, model_paths: dict[str, Path]
 ) -> None:
-    async with loaded(llm_settings, model_paths) as llm:
+    async with loaded(own, model_paths) as llm:
         await answer(llm, asks(*SHORT, max_tokens=1))
-    compact = llm_settings.model_copy(update={"kv_type": "q8_0", "flash_attention": True})
+    compact = own.model_copy(update={"kv_type": "q8_0", "flash_attention": True})
     async with loaded(compact, model_paths) as llm:
         assert (await answer(llm, asks(*SHORT, QUESTION))).restored_tokens == 0
 
 
 async def test_the_forgotten_is_neither_in_the_cache_nor_in_the_folder(
-    llm_settings: LlmSettings, model_paths: dict[str, Path]
+    own: LlamaCppSettings, model_paths: dict[str, Path]
 ) -> None:
-    folder = Path(llm_settings.state_dir)
-    async with loaded(llm_settings, model_paths) as llm:
+    folder = Path(own.state_dir)
+    async with loaded(own, model_paths) as llm:
         await answer(llm, asks(*SHORT, max_tokens=1))
         await llm.forget(ANN)
         assert llm.stats().kv_used_tokens == 0
@@ -311,12 +317,11 @@ async def test_the_forgotten_is_neither_in_the_cache_nor_in_the_folder(
 
 
 async def test_what_is_forgotten_while_the_model_is_exchanged_is_not_saved(
-    llm_settings: LlmSettings, model_paths: dict[str, Path]
+    own: LlamaCppSettings, model_paths: dict[str, Path]
 ) -> None:
     async def create(name: str) -> LlamaCpp:
-        return LlamaCpp(
-            llm_settings, LocalModel(CATALOGUE[LLM].model_copy(update={"name": name}), model_paths[LLM])
-        )
+        entry = CATALOGUE[LLM].model_copy(update={"name": name})
+        return LlamaCpp(ONE_SLOT, LocalModel(entry, model_paths[LLM]), own)
 
     first = await create("first")
     model = SwitchableModel(create, "first", first)
@@ -330,15 +335,15 @@ async def test_what_is_forgotten_while_the_model_is_exchanged_is_not_saved(
                 await asyncio.sleep(0)
         await model.forget(ANN)
         assert model.status().name == "second"
-        assert kept(Path(llm_settings.state_dir)) == set()
+        assert kept(Path(own.state_dir)) == set()
     finally:
         await model.close()
 
 
 async def test_without_a_folder_nothing_is_written_and_the_cache_forgets_all_the_same(
-    llm_settings: LlmSettings, model_paths: dict[str, Path], tmp_path: Path
+    own: LlamaCppSettings, model_paths: dict[str, Path], tmp_path: Path
 ) -> None:
-    async with loaded(llm_settings.model_copy(update={"state_dir": ""}), model_paths) as llm:
+    async with loaded(own.model_copy(update={"state_dir": ""}), model_paths) as llm:
         await answer(llm, asks(*SHORT, max_tokens=1))
         await llm.forget(ANN)
         assert llm.stats().kv_used_tokens == 0
@@ -346,15 +351,16 @@ async def test_without_a_folder_nothing_is_written_and_the_cache_forgets_all_the
 
 
 async def test_the_bound_holds_for_what_is_saved_at_the_end(
-    llm_settings: LlmSettings, model_paths: dict[str, Path]
+    own: LlamaCppSettings, model_paths: dict[str, Path]
 ) -> None:
-    roomy = llm_settings.model_copy(update={"slots": 3, "state_max_gb": 0.02})
+    roomy = own.model_copy(update={"state_max_gb": 0.02})
+    slots = LlmSettings(slots=3)
     with capture_logs() as logs:
-        async with loaded(roomy, model_paths) as llm:
+        async with loaded(roomy, model_paths, slots) as llm:
             for name in (ANN, BOB):
                 await answer(llm, asks(*SHORT, ChatMessage("user", name), conversation=name, max_tokens=1))
     assert [each["conversations"] for each in logs if each["event"] == "llm.states_saved"] == [1]
-    async with loaded(roomy, model_paths) as llm:
+    async with loaded(roomy, model_paths, slots) as llm:
         again = [
             await answer(llm, asks(*SHORT, ChatMessage("user", name), conversation=name, max_tokens=1))
             for name in (BOB, ANN)
@@ -364,11 +370,11 @@ async def test_the_bound_holds_for_what_is_saved_at_the_end(
 
 
 async def test_a_folder_that_cannot_be_had_is_told_of_before_the_model_is_read(
-    llm_settings: LlmSettings, model_paths: dict[str, Path], tmp_path: Path
+    own: LlamaCppSettings, model_paths: dict[str, Path], tmp_path: Path
 ) -> None:
     (tmp_path / "states").write_text("no folder")
-    with pytest.raises(ModelLoadError, match=r"llm\.state_dir: .*states cannot be written to"):
-        async with loaded(llm_settings, model_paths):
+    with pytest.raises(ModelLoadError, match=r"llm\.llama_cpp\.state_dir: .*states cannot be written to"):
+        async with loaded(own, model_paths):
             pass
 
 
@@ -396,8 +402,9 @@ async def test_a_chat_is_restored_after_a_restart_and_forgotten_by_reset_and_by_
             telegram={"token": server.token, "api_base": server.base_url},
             access={"owners": [f"telegram:{ALICE}"]},
             reply={"mode": "text", "stream_text": False},
-            llm={"state_dir": "states", "max_tokens": 3},
+            llm={"max_tokens": 3},
             store={"keep_messages_days": 1},
+            **{"llm.llama_cpp": {"state_dir": "states"}},
         )
         folder = tmp_path / "states"
         async with running(file) as june:
