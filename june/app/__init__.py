@@ -20,13 +20,13 @@ from june.chat.commands import Commands
 from june.chat.delivery import Delivery
 from june.chat.intake import Gate
 from june.conversation.leases import Leases
-from june.errors import SENTENCES, SettingsError
+from june.errors import SENTENCES, GenerationError, SettingsError
 from june.lineup import present_llms
 from june.messages import ModelDescription, Outbound, Platform
 from june.settings import Settings
 from june.store import Received, Store, open_store
 from june.store.retention import keep_tidy
-from june.telemetry import finish_trace, following, log
+from june.telemetry import count_error, finish_trace, following, log
 
 SHUTDOWN_DELIVERY_S = 3.0
 """Time for sending what is due, even when the turns took all the time there was."""
@@ -103,7 +103,7 @@ class June:
         self._adapters = adapters
         self._answering: Answering | None = None
         self._reporter = Reporter(store, adapters)
-        self._delivery = Delivery(store, adapters, settings.delivery)
+        self._delivery = Delivery(store, adapters, settings.delivery, move=self._move)
         self._addresses = AddressBook(store, settings.access, adapters)
         self._leases = Leases(store, settings.queue, self._addresses, self._delivery.wake)
         self._gate = Gate(
@@ -112,6 +112,7 @@ class June:
             settings.routes,
             on_received=self._notice,
             on_outbox=self._delivery.wake,
+            move=self._move,
         )
         self._commands = Commands(
             store,
@@ -215,6 +216,15 @@ class June:
 
     async def _status(self, for_owner: bool) -> str:
         return await self._reporter.status(self._answering, for_owner=for_owner)
+
+    async def _move(self, old: str, new: str) -> None:
+        """Keep a chat under its new name; the language model evaluates its conversation anew."""
+        await self._store.conversations.move(old, new)
+        try:
+            await self._forget(old)
+        except GenerationError as error:  # what was said is kept, and the oldest states are deleted in time
+            count_error("llm", error.code)
+            log.warning("state.kept", detail=str(error))
 
     async def _forget(self, chat: str) -> None:
         """Have the language model keep nothing of a chat."""

@@ -43,7 +43,7 @@ class AddressBook:
         )
         user, *others = [owner for owner in firsts if owner is not None] or [""]
         if not user:
-            raise QueueError("conflict", "access.owners names nobody on an app that june is on.")
+            raise QueueError("conflict", "access.owners has no owner on a chat app that june is on.")
         return Address(user, await private_chat(self._store, self._adapters, user), tuple(others))
 
     async def find(self, to: str) -> Address:

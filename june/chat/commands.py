@@ -18,7 +18,7 @@ COMMANDS = (
     CommandInfo("voice", "How I answer here", "on | off | both | auto"),
     CommandInfo("language", "Which language is spoken here", "auto, or a code such as en"),
     CommandInfo("stop", "End the answer that I am giving"),
-    CommandInfo("retry", "Answer the last message anew"),
+    CommandInfo("retry", "Answer the last message again"),
     CommandInfo("queue", "Hand something to my owner's programs", "a text", owners_only=True),
     CommandInfo("reset", "Forget our conversation"),
     CommandInfo("status", "Say how I am"),
@@ -159,7 +159,7 @@ class Commands:
 
     async def _retry(self, received: Received, _: Sequence[str]) -> str:
         found = await self._store.inbox.retry_last(received.message.chat)
-        return "" if found else "There is nothing here to answer anew."
+        return "" if found else "There is no message here that I could answer again."
 
     async def _queue(self, _: Received, __: Sequence[str]) -> str:
         return _expected("queue")  # with a text, it never comes here
@@ -185,7 +185,7 @@ class Commands:
         if not is_person(user):
             return _expected(command)
         if await self._is_owner(user):
-            return f"`{user}` is an owner, which only my settings change."
+            return f"`{user}` is an owner, and only my settings can change that."
         names = {person.user: person.name for person in await self._store.people.all()}
         await self._store.people.set_access(
             user,

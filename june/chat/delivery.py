@@ -9,7 +9,7 @@ A message whose app is not in the settings stays taken, and its chat waits, unti
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 
@@ -42,6 +42,7 @@ class Delivery:
         store: holds the outbox.
         adapters: the apps, which it does not own.
         settings: its section.
+        move: keeps a chat under its new name; by default the store does.
         clock: seconds since 1970; the store's.
     """
 
@@ -51,12 +52,14 @@ class Delivery:
         adapters: Mapping[Platform, Adapter],
         settings: DeliverySettings,
         *,
+        move: Callable[[str, str], Awaitable[None]] | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._store = store
         self._adapters = adapters
         self._settings = settings
         self._posting = Posting(store, settings)
+        self._move = move or store.conversations.move
         self._clock = clock
         self._group_window_s = settings.group_window_s
         self._sending: dict[str, asyncio.Task[None]] = {}
@@ -185,7 +188,7 @@ class Delivery:
         await self._posting.commit(
             partial(self._store.outbox.postpone, _ids(rows), due_at_s=now_s, error=error.reason)
         )
-        await self._posting.commit(partial(self._store.conversations.move, old, error.moved_to))
+        await self._posting.commit(partial(self._move, old, error.moved_to))
         log.info("chat.moved", platform=old.partition(":")[0])
         return True
 

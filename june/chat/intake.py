@@ -11,7 +11,7 @@ import re
 import secrets
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 
 from june.messages import Attachment, Inbound, Outbound
@@ -54,6 +54,7 @@ class Gate:
         routes: what becomes of their messages.
         on_received: called with the messages that are new, once they are committed.
         on_outbox: called once a notice is committed that is to be sent.
+        move: keeps a chat under its new name; by default the store does.
         clock: seconds since 1970.
     """
 
@@ -65,6 +66,7 @@ class Gate:
         *,
         on_received: Callable[[Sequence[Received]], None],
         on_outbox: Callable[[], None],
+        move: Callable[[str, str], Awaitable[None]] | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._store = store
@@ -72,6 +74,7 @@ class Gate:
         self._routes = routes
         self._on_received = on_received
         self._on_outbox = on_outbox
+        self._move = move or store.conversations.move
         self._clock = clock
         self._lock = asyncio.Lock()  # Discord hands in one task a message: their order must stay
         self._tries: OrderedDict[str, deque[float]] = OrderedDict()
@@ -93,7 +96,7 @@ class Gate:
         Raises:
             StoreError: nothing was committed.
         """
-        await self._store.conversations.move(old, new)
+        await self._move(old, new)
         log.info("chat.moved", platform=new.partition(":")[0], chat=new)
 
     async def receive(self, batch: Sequence[Inbound], *, cursor: tuple[str, str] | None = None) -> None:

@@ -250,7 +250,7 @@ async def test_retry_makes_the_last_message_new_without_a_word(desk: Desk) -> No
 
 
 async def test_retry_says_that_there_is_nothing_to_answer(desk: Desk) -> None:
-    assert await desk.run("/retry") == "There is nothing here to answer anew."
+    assert await desk.run("/retry") == "There is no message here that I could answer again."
 
 
 async def test_status_tells_owners_more(desk: Desk) -> None:
@@ -279,7 +279,7 @@ async def test_who_is_shut_out_keeps_the_name(desk: Desk) -> None:
 @pytest.mark.parametrize("command", ["allow", "deny"])
 async def test_an_owner_is_neither_let_in_nor_shut_out(desk: Desk, command: str) -> None:
     assert await desk.run(f"/{command} {OWNER}") == (
-        "`telegram:1` is an owner, which only my settings change."
+        "`telegram:1` is an owner, and only my settings can change that."
     )
     assert await desk.store.people.all() == []
 

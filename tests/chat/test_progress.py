@@ -197,7 +197,7 @@ async def test_the_pauses_of_a_failing_preview_grow_until_it_succeeds(
     await preview.finish()
 
 
-@pytest.mark.parametrize("reason", ["gone", "refused"])
+@pytest.mark.parametrize("reason", ["moved", "gone", "refused"])
 async def test_a_preview_ends_when_the_app_wants_none(
     store: Store, app: FakeAdapter, received: Received, clock: LoopClock, reason: Refusal
 ) -> None:

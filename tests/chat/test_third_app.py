@@ -3,6 +3,7 @@
 import ast
 import asyncio
 import importlib
+import re
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from june.checks import network
 from june.sections import AudioSettings
 from june.settings import load_settings
 from june.stt.faster_whisper import FasterWhisper
+from tests.api_client import Office
 from tests.documents import code_blocks, section
 from tests.program import write_settings
 
@@ -79,6 +81,14 @@ def test_it_is_an_adapter_and_all_of_june_knows_it(settings_file: Path, folder_a
     assert [finding.status for finding in network.tokens(settings)] == ["ok"]
     assert Send.model_validate({"to": "folder:1", "text": "Hello"}).to == "folder:1"
     assert Wanted.model_validate({"platform": "folder"}).platform == "folder"
+
+
+@pytest.mark.usefixtures("folder_app")
+async def test_the_description_of_the_api_names_it(tmp_path: Path) -> None:
+    async with Office(tmp_path) as office:
+        schemas = (await office.client.get("/openapi.json")).body["components"]["schemas"]
+    assert schemas["Platform"]["enum"] == ["telegram", "discord", "folder"]
+    assert re.fullmatch(schemas["Send"]["properties"]["to"]["pattern"], "folder:1")
 
 
 @pytest.mark.usefixtures("folder_app")

@@ -17,6 +17,7 @@ import pytest
 from june.app import serve
 from june.audio import decode
 from june.bench.voice import Question, wrong_words
+from june.chat.commands import MODE_SENTENCES
 from june.chat.discord.formatting import visible_discord
 from june.chat.telegram.formatting import visible_telegram
 from june.conversation.speakable import speakable
@@ -243,6 +244,22 @@ async def test_what_goes_wrong_with_telegram_is_survived(
             assert await june.terminate() == 0
             assert server.token not in june.output
         assert len(server.sent("sendVoice")) == len(server.sent("sendMessage")) == 1
+
+
+async def test_a_group_that_becomes_a_supergroup_keeps_what_it_has_set(tmp_path: Path) -> None:
+    supergroup = -100_900
+    async with TelegramServer() as server:
+        file = write_settings(tmp_path, telegram=telegram(server), access=ACCESS)
+        async with running(file) as june:
+            server.push("/voice off", chat=GROUP)
+            await server.wait_for(
+                lambda call: call.ok and call.chat == GROUP and call.text != "", timeout_s=60
+            )
+            server.upgrade(GROUP, supergroup)
+            server.push("/voice", chat=supergroup)
+            told = await server.wait_for(lambda call: call.ok and call.chat == supergroup and call.text != "")
+            assert visible_telegram(told.text) == MODE_SENTENCES["text"]
+            assert await june.terminate() == 0
 
 
 async def test_twenty_people_at_once_are_all_answered_in_order_and_the_loop_never_stalls(

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from june.messages import ChatMessage, ChatPreferences, Delivered, Outbound
-from june.store import Store, open_store
+from june.store import Letter, Store, open_store
 from tests.stored import claim, inbound, receive, reply, take
 
 OLD, NEW = "telegram:-5", "telegram:-1005"
@@ -88,3 +88,13 @@ async def test_moving_again_takes_what_came_meanwhile(store: Store) -> None:
     await store.conversations.move(OLD, NEW)
     assert [entry.text for entry in await store.history.entries(chat=NEW)] == ["first", "late"]
     assert await store.history.entries(chat=OLD) == []
+
+
+async def test_a_question_waits_for_its_answer_under_the_new_name(store: Store) -> None:
+    asked = await store.queue.send(Letter(OLD, "telegram:1", "Shall I?", expires_in_s=60))
+    await take(store)
+    await store.outbox.note_delivered(asked.id, Delivered("9", "text", "Shall I?"))
+    await store.outbox.mark_sent([asked.id])
+    await store.conversations.move(OLD, NEW)
+    question, answer = await store.feed.reply(asked.id)
+    assert (question.chat, question.status, answer) == (NEW, "SENT", None)

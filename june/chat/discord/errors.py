@@ -20,7 +20,7 @@ def explained(error: Exception) -> AdapterError:
     """Return what went wrong, in one sentence that holds neither a token nor what was to be sent."""
     if isinstance(error, discord.PrivilegedIntentsRequired):
         return AdapterError(
-            "Discord keeps the text of messages from june: switch on Message Content Intent, under Bot, "
+            "Discord does not give june the text of messages: switch on Message Content Intent, under Bot, "
             "in Discord's developer portal."
         )
     code = error.code if isinstance(error, discord.ConnectionClosed) else None
