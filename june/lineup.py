@@ -2,10 +2,11 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Literal
 
 from june import hardware, llm, stt, tts
@@ -14,13 +15,14 @@ from june.conversation.listening import Listener
 from june.conversation.turn import VoicePipeline
 from june.conversation.voicing import Voicer
 from june.conversation.writing import Writer
-from june.errors import ModelLoadError
+from june.errors import ModelFileError, ModelLoadError
 from june.llm import ChatModel
 from june.llm.switching import SwitchableModel
-from june.models import Catalogue, Choice, LocalModel, Model, choose_preset, is_present, load_catalogue
-from june.models.catalogue import Role
+from june.models import Catalogue, Choice, LocalModel, Model, choose_preset, load_catalogue
+from june.models.catalogue import ModelFiles, Role
 from june.models.files import require_logged
-from june.models.references import find
+from june.models.present import present_llms
+from june.models.references import SCHEME, find, is_path
 from june.sections import LlmSettings
 from june.settings import Settings
 from june.stt import SpeechToText
@@ -29,8 +31,6 @@ from june.tts import TextToSpeech
 from june.workers import ModelThread, StopFlag, run_aside
 
 AnyModel = SpeechToText | ChatModel | TextToSpeech
-
-ROLES: tuple[Role, ...] = ("stt", "llm", "tts")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,32 +83,47 @@ def choose_set(settings: Settings, catalogue: Catalogue, preset: Literal["auto",
     )
 
 
+def _references(settings: Settings, choice: Choice) -> Iterator[tuple[str, str, Role]]:
+    """Yield what the settings call each model, or else the preset: its key, what it says, and the role."""
+    yield "stt.model", settings.stt.model or choice.stt, "stt"
+    yield "llm.model", settings.llm.model or choice.llm, "llm"
+    yield "tts.model", settings.tts.model or choice.tts, "tts"
+    for language, voice in settings.tts.voices.items():
+        yield f"tts.voices.{language}", voice, "tts"
+
+
 def choose_models(settings: Settings) -> ChosenModels:
     """Return the models that the settings name, and the preset's where they name none.
 
     It blocks like `choose_set`.
 
     Raises:
-        ModelFileError: a name is not in the catalogue, or names a model of another role.
+        NotPulledError: a model on Hugging Face was not pulled yet.
+        ModelFileError: there is no such model, or it is one for another role.
         ModelLoadError: the preset "gpu" is demanded and does not fit.
     """
     catalogue, directory = load_catalogue(), settings.models.directory
     choice = choose_set(settings, catalogue, settings.models.preset)
-    stt, llm, tts = (
-        find(
-            f"{role}.model",
-            getattr(settings, role).model or getattr(choice, role),
-            role,
-            catalogue,
-            directory,
-        )
-        for role in ROLES
+    stt, llm, tts, *voices = (
+        _find(key, reference, role, catalogue, directory)
+        for key, reference, role in _references(settings, choice)
     )
-    voices = {
-        voice: find(f"tts.voices.{language}", voice, "tts", catalogue, directory)
-        for language, voice in settings.tts.voices.items()
-    }
-    return ChosenModels(stt, llm, tts, choice.reason, voices)
+    return ChosenModels(
+        stt, llm, tts, choice.reason, dict(zip(settings.tts.voices.values(), voices, strict=True))
+    )
+
+
+def _find(key: str, reference: str, role: Role, catalogue: Catalogue, directory: Path) -> LocalModel:
+    """Return the model that a key of the settings names; see `find`.
+
+    Raises:
+        NotPulledError: a model on Hugging Face was not pulled yet.
+        ModelFileError: there is no such model; the text begins with the key.
+    """
+    try:
+        return find(reference, role, catalogue, directory)
+    except ModelFileError as error:
+        raise type(error)(f"{key}: {error}") from error
 
 
 def require_context(model: Model, settings: LlmSettings) -> None:
@@ -134,18 +149,34 @@ async def pull_models(settings: Settings) -> None:
     """
     from june.models import pull  # noqa: PLC0415 - its HTTP client costs every start 0.1 s
 
-    chosen = await run_aside(lambda _: choose_models(settings))
     token = settings.models.hugging_face_token.get_secret_value()
-    await pull.pull_logged([model.entry for model in chosen.all], settings.models.directory, token=token)
+    wanted = await run_aside(lambda _: _pullable(settings, token))
+    await pull.pull_logged(wanted, settings.models.directory, token=token)
 
 
-def present_llms(settings: Settings) -> list[str]:
-    """Return the names of the language models whose files are here."""
-    directory = settings.models.directory
-    models = load_catalogue().values()
+def _pullable(settings: Settings, token: str) -> list[ModelFiles]:
+    """Return the files of the chosen models that can be pulled; asks Hugging Face what a place there is.
+
+    Raises:
+        ModelFileError: there is no such model, or nobody answers.
+        ModelLoadError: the preset "gpu" is demanded and does not fit.
+    """
+    from june.models.hub import pin  # noqa: PLC0415 - see `pull_models`
+
+    catalogue, directory = load_catalogue(), settings.models.directory
+    choice = choose_set(settings, catalogue, settings.models.preset)
     return [
-        model.name for model in models if model.role == "llm" and is_present(model, model.folder(directory))
+        pin(reference, role, directory, token=token)
+        if reference.startswith(SCHEME)
+        else _find(key, reference, role, catalogue, directory).entry
+        for key, reference, role in _references(settings, choice)
+        if not is_path(reference)
     ]
+
+
+def find_llms(settings: Settings) -> dict[str, str]:
+    """Return what the settings would call each language model that is here, by its name."""
+    return present_llms(settings.llm.model, load_catalogue(), settings.models.directory)
 
 
 async def _create_llm(settings: Settings, name: str) -> ChatModel:
@@ -157,7 +188,8 @@ async def _create_llm(settings: Settings, name: str) -> ChatModel:
     """
 
     def found(stop: StopFlag) -> LocalModel:
-        model = find("llm.model", name, "llm", load_catalogue(), settings.models.directory)
+        reference = find_llms(settings).get(name, name)
+        model = find(reference, "llm", load_catalogue(), settings.models.directory)
         require_context(model.entry, settings.llm)
         require_logged(stop, model.entry, model.folder)
         return model

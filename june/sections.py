@@ -99,7 +99,7 @@ class SttSettings(Section):
     backend: str = "faster_whisper"
     """Engine that transcribes."""
     model: str = ""
-    """Name in the catalogue; empty: the preset's."""
+    """Name in the catalogue, path of your own file or folder, or hf:OWNER/REPO/FILE; empty: the preset's."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where it computes; "auto": the GPU if its libraries load, else the CPU."""
     compute_type: Literal["auto", "int8", "int8_float16", "float16", "float32"] = "auto"
@@ -132,7 +132,7 @@ class LlmSettings(Section):
     backend: str = "llama_cpp"
     """Engine that writes the answers."""
     model: str = ""
-    """Name in the catalogue; empty: the preset's."""
+    """Name in the catalogue, path of your own file or folder, or hf:OWNER/REPO/FILE; empty: the preset's."""
     context_tokens: int = Field(default=4096, ge=256)
     """Context of one conversation, prompt and answer, in tokens."""
     slots: int = Field(default=8, ge=1, le=64)
@@ -203,7 +203,7 @@ class TtsSettings(Section):
     backend: str = "piper"
     """Engine that speaks."""
     model: str = ""
-    """Name in the catalogue; empty: the preset's."""
+    """Name in the catalogue, path of your own file or folder, or hf:OWNER/REPO/FILE; empty: the preset's."""
     threads: int = Field(default=0, ge=0, le=1024)
     """CPU threads; 0: one for each core, four at the most."""
     kernel: Literal["auto", "onnxruntime"] = "auto"

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from pydantic import BaseModel, SecretStr, ValidationError, create_model
 from pydantic_settings import (
@@ -32,6 +32,7 @@ from pydantic_settings import SettingsError as UnreadableSourceError
 from june.chat.apps import chat_apps, is_person
 from june.chat.descriptor import ChatApp
 from june.errors import SettingsError
+from june.models.references import own_path
 from june.sections import (
     PROJECT_ROOT,
     AccessSettings,
@@ -167,10 +168,29 @@ def load_settings(file: Path | None = None) -> Settings:
     folder = chosen.resolve().parent
     models = settings.models.model_copy(update={"directory": folder / settings.models.directory})
     store = settings.store.model_copy(update={"path": folder / settings.store.path})
-    llm = settings.llm
+    llm = _with_own_paths(settings.llm, "llm", folder)
     if llm.state_dir:
         llm = llm.model_copy(update={"state_dir": folder / llm.state_dir})
-    return settings.model_copy(update={"models": models, "llm": llm, "store": store})
+    stt, tts = _with_own_paths(settings.stt, "stt", folder), _with_own_paths(settings.tts, "tts", folder)
+    changed = {"models": models, "stt": stt, "llm": llm, "tts": tts, "store": store}
+    return settings.model_copy(update=changed)
+
+
+S = TypeVar("S", SttSettings, LlmSettings, TtsSettings)
+
+
+def _with_own_paths(section: S, name: str, folder: Path) -> S:
+    """Return the section with the paths of the owner's own models relative to the settings file's folder."""
+    try:
+        changed: dict[str, Any] = {"model": own_path(section.model, folder)}
+        if isinstance(section, TtsSettings):
+            voices = section.voices.items()
+            changed["voices"] = {language: own_path(voice, folder) for language, voice in voices}
+    except RuntimeError:
+        raise SettingsError(
+            f"[{name}]: expected the path of a model in a home that exists, if it begins with ~."
+        ) from None
+    return section.model_copy(update=changed)
 
 
 @cache

@@ -11,8 +11,10 @@ from june.errors import JuneError
 from june.hardware import Gpu
 from june.lineup import ChosenModels
 from june.models import STT_WORKSPACE_BYTES, LocalModel, require
+from june.models.references import NotPulledError
 from june.settings import Settings
 
+PULLED_AT_START = "june pulls it when it starts (models.pull_at_start)."
 LOW_DISK_BYTES = 2_000_000_000
 """For the store, its backups and logs, beside the models."""
 LIBRARIES_BYTES = 550_000_000
@@ -49,6 +51,11 @@ def chosen(settings: Settings) -> tuple[ChosenModels | None, Finding]:
     """Return the models that these settings choose on this machine."""
     try:
         found = lineup.choose_models(settings)
+    except NotPulledError as error:
+        fault, _, remedy = str(error).partition("; run: ")
+        if settings.models.pull_at_start:
+            return None, Finding("models", "warning", fault, PULLED_AT_START)
+        return None, Finding("models", "failed", fault, remedy)
     except JuneError as error:
         return None, Finding(
             "models", "failed", str(error), "python -m june models list shows what there is."
@@ -64,11 +71,12 @@ def files(settings: Settings, models: ChosenModels) -> Iterator[Finding]:
         except JuneError as error:
             fault, _, remedy = str(error).partition("; run: ")
             if settings.models.pull_at_start:
-                yield Finding(role, "warning", fault, "june pulls it when it starts (models.pull_at_start).")
+                yield Finding(role, "warning", fault, PULLED_AT_START)
             else:
                 yield Finding(role, "failed", fault, remedy)
         else:
-            yield Finding(role, "ok", f"{model.name}, present and verified")
+            is_known = any(file.sha256 for file in model.entry.files)
+            yield Finding(role, "ok", f"{model.name}, {'present and verified' if is_known else 'your own'}")
 
 
 def model_disk(settings: Settings, models: ChosenModels | None) -> Finding:
