@@ -79,13 +79,19 @@ def _ask(place: Place, token: str) -> Pinned:
     except (httpx2.HTTPError, HFValidationError, OSError) as error:
         reason = str(error).partition("\n")[0]
         raise ModelFileError(f"Hugging Face cannot be asked for {place.reference}: {reason}.") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:  # huggingface_hub checks little
+        raise _odd(place) from error
     there = {sibling.rfilename: sibling for sibling in info.siblings or ()}
     try:
         repo = HuggingFaceRepo(repo=place.repo, revision=info.sha or "")
         files = tuple(_file(there[path]) for path in _wanted(place, there))
         return Pinned(name=place.reference, role=place.role, huggingface=repo, files=files)
     except ValidationError as error:
-        raise ModelFileError(f"Hugging Face says what june does not know of {place.reference}.") from error
+        raise _odd(place) from error
+
+
+def _odd(place: Place) -> ModelFileError:
+    return ModelFileError(f"Hugging Face says what june does not know of {place.reference}.")
 
 
 def _file(sibling: RepoSibling) -> ModelFile:

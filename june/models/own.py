@@ -23,6 +23,7 @@ MAX_PARTS = 1000
 
 MAX_JSON_BYTES = 50_000_000
 MAX_LAYERS = 10_000
+MAX_HEADS = 1_000_000
 F16_BYTES = 2
 F32_BYTES = 4
 ENGLISH_VOCABULARY = 51_864
@@ -146,7 +147,7 @@ class _Facts:
         """Return a number for each layer; the file gives one for all, or each, of which some may be 0."""
         value = self._values.get(f"{self._architecture}.{key}")
         numbers = value if isinstance(value, tuple) else (value,) * layers
-        checked = [number for number in numbers if isinstance(number, int) and 0 <= number < 1 << 20]
+        checked = [number for number in numbers if type(number) is int and 0 <= number < MAX_HEADS]
         if not checked or len(checked) != len(numbers):
             raise self._missing(f"{self._architecture}.{key}")
         return checked

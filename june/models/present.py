@@ -29,7 +29,7 @@ def loose_files(catalogue: Catalogue, directory: Path) -> Iterator[Path]:
     for path in sorted((*directory.glob("*.gguf"), *directory.glob("*/*.gguf"))):
         part = SPLIT.fullmatch(path.name)
         is_pulled = path.parent in pulled or (path.parent / PINNED_FILE).exists()
-        if not is_pulled and (part is None or int(part["part"]) == 1):
+        if path.is_file() and not is_pulled and (part is None or int(part["part"]) == 1):
             yield path
 
 
