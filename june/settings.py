@@ -31,7 +31,7 @@ from pydantic_settings import SettingsError as UnreadableSourceError
 
 from june.chat.apps import chat_apps, is_person
 from june.chat.descriptor import ChatApp
-from june.errors import SettingsError
+from june.errors import ModelFileError, SettingsError
 from june.models.references import own_path
 from june.sections import (
     PROJECT_ROOT,
@@ -186,10 +186,8 @@ def _with_own_paths(section: S, name: str, folder: Path) -> S:
         if isinstance(section, TtsSettings):
             voices = section.voices.items()
             changed["voices"] = {language: own_path(voice, folder) for language, voice in voices}
-    except RuntimeError:
-        raise SettingsError(
-            f"[{name}]: expected the path of a model in a home that exists, if it begins with ~."
-        ) from None
+    except ModelFileError as error:
+        raise SettingsError(f"[{name}]: {error}") from None
     return section.model_copy(update=changed)
 
 

@@ -51,8 +51,8 @@ class ModelChanges:
         if name is None:
             raise ProblemError(
                 HTTPStatus.NOT_FOUND,
-                "There is no such language model here: june takes what was pulled, what lies in the folder "
-                "models.directory, and what llm.model names.",
+                "There is no such language model here: pull it first, put its file into the folder "
+                "models.directory, or let llm.model name it.",
             )
         return name
 

@@ -143,7 +143,7 @@ def status(*, as_json: Json = False, settings_file: SettingsFile = None) -> None
 @app.command()
 def load(name: Name, *, settings_file: SettingsFile = None) -> None:
     """Load a language model into the june that runs, where none is loaded."""
-    _change(settings_file, "load", {"name": own_path(name, Path.cwd())})
+    _change(settings_file, "load", {"name": _from_here(name)})
 
 
 @app.command()
@@ -155,7 +155,13 @@ def unload(*, settings_file: SettingsFile = None) -> None:
 @app.command()
 def switch(name: Name, *, settings_file: SettingsFile = None) -> None:
     """Replace the language model of the june that runs, once its answers are written."""
-    _change(settings_file, "switch", {"name": own_path(name, Path.cwd())})
+    _change(settings_file, "switch", {"name": _from_here(name)})
+
+
+def _from_here(name: str) -> str:
+    """Return what june is to be told: the whole path of a file that is here, or else the name as it is."""
+    path = own_path(name, Path.cwd())
+    return path if Path(path).exists() else name
 
 
 def _change(
@@ -212,7 +218,7 @@ def _named(names: list[str], settings: Settings, console: Console) -> list[Local
     """
     catalogue, directory = load_catalogue(), settings.models.directory
     return [
-        find(own_path(name, Path.cwd()), role_of(name, catalogue), catalogue, directory)
+        find(name, role_of(name, catalogue), catalogue, directory)
         for name in _spelled_out(names, settings, console)
     ]
 

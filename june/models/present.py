@@ -58,7 +58,7 @@ def find_present(called: str, present: Mapping[str, str]) -> str | None:
         return called
     if not is_path(called):
         return None
-    path = Path(called).expanduser().resolve()
+    path = Path(called).resolve()
     paths = ((name, reference) for name, reference in present.items() if is_path(reference))
     return next((name for name, reference in paths if Path(reference).resolve() == path), None)
 

@@ -74,9 +74,12 @@ def own_path(reference: str, folder: Path) -> str:
     """Return a path as an absolute one, taken relative to a folder; any other reference as it is.
 
     Raises:
-        RuntimeError: it begins with ~ and a user whom this machine does not know.
+        ModelFileError: it begins with ~ and a user whom this machine does not know.
     """
-    return str(folder / Path(reference).expanduser()) if is_path(reference) else reference
+    try:
+        return str(folder / Path(reference).expanduser()) if is_path(reference) else reference
+    except RuntimeError as error:
+        raise ModelFileError("expected a model's path in a home that exists, if it begins with ~.") from error
 
 
 def parse_place(reference: str) -> Place:
@@ -150,7 +153,7 @@ def find(reference: str, role: Role, catalogue: Catalogue, directory: Path) -> L
         ModelFileError: there is no such model, or it is one for another role.
     """
     if is_path(reference):
-        return describe(role, Path(reference).expanduser())
+        return describe(role, Path(own_path(reference, Path.cwd())))
     if reference.startswith(SCHEME):
         return _pulled(reference, role, directory)
     entry = catalogue_entry(reference, catalogue)
