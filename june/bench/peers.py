@@ -32,6 +32,7 @@ from pydantic import TypeAdapter
 from june import hardware
 from june.errors import JuneError
 from june.messages import ChatMessage, ChatRequest, Sampling, Usage
+from june.models import LocalModel, Model
 from june.sections import LlmSettings
 from june.workers import ModelThread, StopFlag
 
@@ -44,7 +45,7 @@ class Contest:
     """Which engine a process is, and what it works with; of threads and cache the settings say how many."""
 
     engine: Name
-    model: str
+    model: Model
     path: str
     settings: LlmSettings
 
@@ -122,10 +123,8 @@ class _June:
 
     def __init__(self, contest: Contest) -> None:
         from june.llm.llama_cpp.model import LlamaCpp  # noqa: PLC0415
-        from june.models import LocalModel, load_catalogue  # noqa: PLC0415
 
-        model = load_catalogue()[contest.model]
-        self._llm = LlamaCpp(contest.settings, LocalModel(model, Path(contest.path)))
+        self._llm = LlamaCpp(contest.settings, LocalModel(contest.model, Path(contest.path)))
 
     async def load(self) -> None:
         await self._llm.load()

@@ -48,8 +48,8 @@ def list_models(settings_file: SettingsFile = None) -> None:
     models |= {own.name: own.entry for own in present_own(catalogue, directory)}
     try:
         choice = choose_models(settings)
-        chosen, reason = {model.name for model in choice.all}, f"* {choice.reason}"
-        models |= {model.name: model.entry for model in choice.all}
+        chosen, reason = {model.name for model in choice.local}, f"* {choice.reason}"
+        models |= {model.name: model.entry for model in choice.local}
     except JuneError as error:  # the list is the way out of it
         chosen, reason = set(), str(error)
     table = Table(box=None, pad_edge=False)
@@ -233,7 +233,7 @@ def _present(settings: Settings) -> list[LocalModel]:
     }
     models |= {model.name: model for model in present_own(catalogue, directory)}
     with suppress(JuneError):  # `check` says what is wrong with the settings
-        chosen = choose_models(settings).all
+        chosen = choose_models(settings).local
         models |= {model.name: model for model in chosen if model.name not in catalogue}
     return list(models.values())
 

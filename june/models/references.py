@@ -152,6 +152,8 @@ def find(reference: str, role: Role, catalogue: Catalogue, directory: Path) -> L
         NotPulledError: it is on Hugging Face, and its files are not here.
         ModelFileError: there is no such model, or it is one for another role.
     """
+    if "://" in reference:
+        raise ModelFileError(f"{reference} is an address, and this backend opens files.")
     if is_path(reference):
         return describe(role, Path(own_path(reference, Path.cwd())))
     if reference.startswith(SCHEME):
