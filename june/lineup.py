@@ -2,10 +2,11 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Literal
 
 from june import hardware, llm, stt, tts
@@ -14,13 +15,16 @@ from june.conversation.listening import Listener
 from june.conversation.turn import VoicePipeline
 from june.conversation.voicing import Voicer
 from june.conversation.writing import Writer
-from june.errors import ModelLoadError
+from june.errors import ModelFileError, ModelLoadError
 from june.llm import ChatModel
 from june.llm.switching import SwitchableModel
-from june.models import Catalogue, Choice, LocalModel, Model, choose_preset, is_present, load_catalogue
-from june.models.catalogue import Role
+from june.models import Catalogue, Choice, LocalModel, Source, choose_preset, load_catalogue
+from june.models.backends import find_backend
+from june.models.catalogue import ModelFiles, Role
 from june.models.files import require_logged
-from june.models.references import find
+from june.models.present import present_llms
+from june.models.references import SCHEME, find
+from june.models.sources import parse_endpoint
 from june.sections import LlmSettings
 from june.settings import Settings
 from june.stt import SpeechToText
@@ -29,8 +33,6 @@ from june.tts import TextToSpeech
 from june.workers import ModelThread, StopFlag, run_aside
 
 AnyModel = SpeechToText | ChatModel | TextToSpeech
-
-ROLES: tuple[Role, ...] = ("stt", "llm", "tts")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,16 +52,17 @@ class ChosenModels:
         voices: the voices of other languages, by what `tts.voices` calls them.
     """
 
-    stt: LocalModel
-    llm: LocalModel
-    tts: LocalModel
+    stt: Source
+    llm: Source
+    tts: Source
     reason: str
-    voices: Mapping[str, LocalModel] = field(default_factory=dict)
+    voices: Mapping[str, Source] = field(default_factory=dict)
 
     @property
-    def all(self) -> tuple[LocalModel, ...]:
-        """Each of them."""
-        return (self.stt, self.llm, self.tts, *self.voices.values())
+    def local(self) -> tuple[LocalModel, ...]:
+        """Those whose files are on this machine."""
+        chosen = (self.stt, self.llm, self.tts, *self.voices.values())
+        return tuple(source for source in chosen if isinstance(source, LocalModel))
 
 
 def choose_set(settings: Settings, catalogue: Catalogue, preset: Literal["auto", "starter", "gpu"]) -> Choice:
@@ -84,44 +87,82 @@ def choose_set(settings: Settings, catalogue: Catalogue, preset: Literal["auto",
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Named:
+    """A model as the settings name it, or the preset.
+
+    Attributes:
+        key: where the settings say it.
+        reference: what they say.
+        role: what the model is to do.
+        opens: what its backend opens.
+    """
+
+    key: str
+    reference: str
+    role: Role
+    opens: Literal["files", "endpoint"]
+
+    def find(self, catalogue: Catalogue, directory: Path) -> Source:
+        """Return what the backend opens; see `june.models.references.find`.
+
+        Raises:
+            NotPulledError: a model on Hugging Face was not pulled yet.
+            ModelFileError: there is no such model; the text begins with the key.
+        """
+        if self.opens == "endpoint":
+            return parse_endpoint(self.reference)
+        try:
+            return find(self.reference, self.role, catalogue, directory)
+        except ModelFileError as error:
+            raise type(error)(f"{self.key}: {error}") from error
+
+
+def _named(settings: Settings, choice: Choice) -> Iterator[_Named]:
+    """Yield what the settings name, or else the preset: the three models, and the voices of other languages.
+
+    Raises:
+        SettingsError: there is no such backend.
+    """
+    stt_opens = find_backend(stt.BACKENDS, settings.stt.backend, "stt.backend").opens
+    llm_opens = find_backend(llm.BACKENDS, settings.llm.backend, "llm.backend").opens
+    tts_opens = find_backend(tts.BACKENDS, settings.tts.backend, "tts.backend").opens
+    preset = {"files": choice, "endpoint": Choice("starter", "", "", "", "")}  # a server has its own
+    yield _Named("stt.model", settings.stt.model or preset[stt_opens].stt, "stt", stt_opens)
+    yield _Named("llm.model", settings.llm.model or preset[llm_opens].llm, "llm", llm_opens)
+    yield _Named("tts.model", settings.tts.model or preset[tts_opens].tts, "tts", tts_opens)
+    for language, voice in settings.tts.voices.items():
+        yield _Named(f"tts.voices.{language}", voice, "tts", tts_opens)
+
+
 def choose_models(settings: Settings) -> ChosenModels:
     """Return the models that the settings name, and the preset's where they name none.
 
     It blocks like `choose_set`.
 
     Raises:
-        ModelFileError: a name is not in the catalogue, or names a model of another role.
+        SettingsError: there is no such backend.
+        NotPulledError: a model on Hugging Face was not pulled yet.
+        ModelFileError: there is no such model, or it is one for another role.
         ModelLoadError: the preset "gpu" is demanded and does not fit.
     """
     catalogue, directory = load_catalogue(), settings.models.directory
     choice = choose_set(settings, catalogue, settings.models.preset)
-    stt, llm, tts = (
-        find(
-            f"{role}.model",
-            getattr(settings, role).model or getattr(choice, role),
-            role,
-            catalogue,
-            directory,
-        )
-        for role in ROLES
-    )
-    voices = {
-        voice: find(f"tts.voices.{language}", voice, "tts", catalogue, directory)
-        for language, voice in settings.tts.voices.items()
-    }
-    return ChosenModels(stt, llm, tts, choice.reason, voices)
+    stt, llm, tts, *voices = (named.find(catalogue, directory) for named in _named(settings, choice))
+    by_name = dict(zip(settings.tts.voices.values(), voices, strict=True))
+    return ChosenModels(stt, llm, tts, choice.reason, by_name)
 
 
-def require_context(model: Model, settings: LlmSettings) -> None:
+def require_context(source: Source, settings: LlmSettings) -> None:
     """Return if the model was trained for as long a context as `llm.context_tokens` asks for.
 
     Raises:
         ModelLoadError: it was not; what it wrote beyond would be noise.
     """
-    most = model.context_tokens_max
+    most = source.entry.context_tokens_max if isinstance(source, LocalModel) else None
     if most is not None and settings.context_tokens > most:
         raise ModelLoadError(
-            f"{model.name} was trained for {most:,} tokens of context, and llm.context_tokens is "
+            f"{source.name} was trained for {most:,} tokens of context, and llm.context_tokens is "
             f"{settings.context_tokens:,}: set it to {most} or less, or choose another model."
         )
 
@@ -135,18 +176,37 @@ async def pull_models(settings: Settings) -> None:
     """
     from june.models import pull  # noqa: PLC0415 - its HTTP client costs every start 0.1 s
 
-    chosen = await run_aside(lambda _: choose_models(settings))
     token = settings.models.hugging_face_token.get_secret_value()
-    await pull.pull_logged([model.entry for model in chosen.all], settings.models.directory, token=token)
+    wanted = await run_aside(lambda _: _pullable(settings, token))
+    await pull.pull_logged(wanted, settings.models.directory, token=token)
 
 
-def present_llms(settings: Settings) -> list[str]:
-    """Return the names of the language models whose files are here."""
-    directory = settings.models.directory
-    models = load_catalogue().values()
-    return [
-        model.name for model in models if model.role == "llm" and is_present(model, model.folder(directory))
-    ]
+def _pullable(settings: Settings, token: str) -> list[ModelFiles]:
+    """Return the files of the chosen models that can be pulled; asks Hugging Face what a place there is.
+
+    Raises:
+        ModelFileError: there is no such model, or nobody answers.
+        ModelLoadError: the preset "gpu" is demanded and does not fit.
+    """
+    from june.models.hub import pin  # noqa: PLC0415 - see `pull_models`
+
+    catalogue, directory = load_catalogue(), settings.models.directory
+    choice = choose_set(settings, catalogue, settings.models.preset)
+    files: list[ModelFiles] = []
+    for named in _named(settings, choice):
+        if named.opens == "files" and named.reference.startswith(SCHEME):
+            files.append(pin(named.reference, named.role, directory, token=token))
+        elif isinstance(source := named.find(catalogue, directory), LocalModel):
+            files.append(source.entry)
+    return files
+
+
+def find_llms(settings: Settings) -> dict[str, str]:
+    """Return what the settings would call each language model that june can have, by its name."""
+    if llm.BACKENDS[settings.llm.backend].opens == "endpoint":
+        source = parse_endpoint(settings.llm.model)
+        return {source.name or settings.llm.backend: settings.llm.model}
+    return present_llms(settings.llm.model, load_catalogue(), settings.models.directory)
 
 
 async def _create_llm(settings: Settings, name: str) -> ChatModel:
@@ -157,26 +217,31 @@ async def _create_llm(settings: Settings, name: str) -> ChatModel:
         ModelLoadError: it does not hold as long a context as is set.
     """
 
-    def found(stop: StopFlag) -> LocalModel:
-        model = find("llm.model", name, "llm", load_catalogue(), settings.models.directory)
-        require_context(model.entry, settings.llm)
-        require_logged(stop, model.entry, model.folder)
-        return model
+    def found(stop: StopFlag) -> Source:
+        opens = llm.BACKENDS[settings.llm.backend].opens
+        reference = find_llms(settings).get(name, name)
+        source = _Named("llm.model", reference, "llm", opens).find(
+            load_catalogue(), settings.models.directory
+        )
+        require_context(source, settings.llm)
+        if isinstance(source, LocalModel):
+            require_logged(stop, source.entry, source.folder)
+        return source
 
-    model = await run_aside(found)
-    return llm.create(settings.llm, model)
+    return llm.create(settings.llm, await run_aside(found))
 
 
 def _require_models(stop: StopFlag, settings: Settings) -> ChosenModels:
     """Return the chosen models, after all their files were found right; hashes those that are new or changed.
 
     Raises:
+        SettingsError: there is no such backend.
         ModelFileError: a file is missing or wrong, or june was asked to stop.
         ModelLoadError: a model does not suit this machine or these settings.
     """
     chosen = choose_models(settings)
-    require_context(chosen.llm.entry, settings.llm)
-    for model in chosen.all:
+    require_context(chosen.llm, settings.llm)
+    for model in chosen.local:
         require_logged(stop, model.entry, model.folder)
     return chosen
 
@@ -197,7 +262,7 @@ async def open_models(settings: Settings) -> AsyncIterator[Models]:
             stt.create(settings.stt, chosen.stt),
             SwitchableModel(
                 partial(_create_llm, settings),
-                chosen.llm.name,
+                chosen.llm.name or settings.llm.backend,
                 llm.create(settings.llm, chosen.llm),
             ),
             tts.create(settings.tts, chosen.tts, chosen.voices),

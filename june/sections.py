@@ -110,7 +110,7 @@ class SttSettings(ModelSection):
     backend: str = ""
     """Engine that transcribes; empty: Whisper, by faster-whisper."""
     model: str = ""
-    """Name in the catalogue; empty: the preset's."""
+    """Name in the catalogue, path of your own file or folder, or hf:OWNER/REPO/FILE; empty: the preset's."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where it computes; "auto": the GPU if its libraries load, else the CPU."""
     compute_type: Literal["auto", "int8", "int8_float16", "float16", "float32"] = "auto"
@@ -143,7 +143,7 @@ class LlmSettings(ModelSection):
     backend: str = ""
     """Engine that writes the answers; empty: llama.cpp in june's own process."""
     model: str = ""
-    """Name in the catalogue; empty: the preset's."""
+    """Name in the catalogue, path of your own file or folder, or hf:OWNER/REPO/FILE; empty: the preset's."""
     context_tokens: int = Field(default=4096, ge=256)
     """Context of one conversation, prompt and answer, in tokens."""
     slots: int = Field(default=8, ge=1, le=64)
@@ -187,7 +187,7 @@ class TtsSettings(ModelSection):
     backend: str = ""
     """Engine that speaks; empty: Piper."""
     model: str = ""
-    """Name in the catalogue; empty: the preset's."""
+    """Name in the catalogue, path of your own file or folder, or hf:OWNER/REPO/FILE; empty: the preset's."""
     threads: int = Field(default=0, ge=0, le=1024)
     """CPU threads; 0: one for each core, four at the most."""
     kernel: Literal["auto", "onnxruntime"] = "auto"

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from pydantic import BaseModel, SecretStr, ValidationError, create_model
 from pydantic_settings import (
@@ -32,8 +32,9 @@ from pydantic_settings import SettingsError as UnreadableSourceError
 from june import llm, stt, tts
 from june.chat.apps import chat_apps, is_person
 from june.chat.descriptor import ChatApp
-from june.errors import SettingsError
+from june.errors import ModelFileError, SettingsError
 from june.models.backends import Backend, own_sections
+from june.models.references import own_path
 from june.sections import (
     PROJECT_ROOT,
     AccessSettings,
@@ -187,9 +188,12 @@ def load_settings(file: Path | None = None) -> Settings:
         raise SettingsError(f"secret files: {error}.") from None
     _check_people(settings, _variable_or_secret)
     folder = chosen.resolve().parent
-    return settings.model_copy(
-        update={name: _beside(getattr(settings, name), folder) for name in complete.model_fields}
-    )
+    changed: dict[str, Any] = {
+        name: _beside(getattr(settings, name), folder) for name in complete.model_fields
+    }
+    for role in ("stt", "llm", "tts"):
+        changed[role] = _with_own_paths(changed[role], role, folder)
+    return settings.model_copy(update=changed)
 
 
 def _beside(section: Section, folder: Path) -> Section:
@@ -201,6 +205,21 @@ def _beside(section: Section, folder: Path) -> Section:
         elif isinstance(value, Path):
             changed[name] = folder / value
     return section.model_copy(update=changed) if changed else section
+
+
+S = TypeVar("S", SttSettings, LlmSettings, TtsSettings)
+
+
+def _with_own_paths(section: S, name: str, folder: Path) -> S:
+    """Return the section with the paths of the owner's own models relative to the settings file's folder."""
+    try:
+        changed: dict[str, Any] = {"model": own_path(section.model, folder)}
+        if isinstance(section, TtsSettings):
+            voices = section.voices.items()
+            changed["voices"] = {language: own_path(voice, folder) for language, voice in voices}
+    except ModelFileError as error:
+        raise SettingsError(f"[{name}]: {error}") from None
+    return section.model_copy(update=changed)
 
 
 @cache

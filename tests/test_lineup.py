@@ -11,12 +11,15 @@ import pynvml
 import pytest
 from structlog.testing import capture_logs
 
-from june import lineup
-from june.errors import ModelLoadError
+from june import lineup, llm
+from june.errors import ModelLoadError, SettingsError
+from june.llm import LlmBackend
 from june.llm.switching import SwitchableModel
-from june.sections import ModelsSettings
+from june.models import Endpoint, Source
+from june.sections import LlmSettings, ModelsSettings
 from june.settings import Settings
 from tests.conftest import CATALOGUE, LLM, STT
+from tests.fakes import FakeLlm
 
 
 @pytest.fixture
@@ -114,4 +117,38 @@ async def test_a_context_that_the_model_was_not_trained_for_is_refused(settings:
     longer = settings.llm.model_copy(update={"context_tokens": 8193})
     with pytest.raises(ModelLoadError, match="set it to 8192 or less"):
         async with lineup.open_models(settings.model_copy(update={"llm": longer})):
+            pass
+
+
+class Parrot(FakeLlm):
+    """A language model that a server has, as far as june knows."""
+
+    def __init__(self, _: LlmSettings, source: Source) -> None:
+        super().__init__()
+        assert source == Endpoint("http://127.0.0.1:1/v1", "parrot")
+
+
+async def test_a_model_of_a_server_is_opened_freed_and_opened_again(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(llm.BACKENDS, "parrot", LlmBackend("tests.test_lineup:Parrot", opens="endpoint"))
+    section = settings.llm.model_copy(update={"backend": "parrot", "model": "http://127.0.0.1:1/v1#parrot"})
+    chosen = settings.model_copy(update={"llm": section})
+    await lineup.pull_models(chosen)
+    assert list(lineup.find_llms(chosen)) == ["parrot"]
+    async with lineup.open_models(chosen) as models:
+        assert models.llm.status().name == "parrot"
+        models.llm.begin_unload()
+        await settled(models.llm)
+        models.llm.begin_load("parrot")
+        await settled(models.llm)
+        assert (models.llm.is_loaded, models.llm.status().error) == (True, "")
+
+
+async def test_an_unknown_backend_is_refused_before_anything_is_loaded(settings: Settings) -> None:
+    section = settings.stt.model_copy(update={"backend": "ear"})
+    with pytest.raises(
+        SettingsError, match=r"stt\.backend: 'ear' is not a backend; expected one of: faster_whisper"
+    ):
+        async with lineup.open_models(settings.model_copy(update={"stt": section})):
             pass

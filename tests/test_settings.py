@@ -230,6 +230,31 @@ def test_an_engine_brings_its_section_by_the_line_in_its_rooms_table(
     assert settings.secret_values() == (SECRET,)
 
 
+def test_the_path_of_ones_own_model_is_relative_to_the_settings_file(
+    load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/home/someone")
+    monkeypatch.setenv("JUNE_STT__MODEL", "./whisper")
+    settings = load(
+        "[llm]\nmodel = 'my.gguf'\n[tts]\nmodel = '~/joe.onnx'\n"
+        "voices = {de = '../de', fr = 'hf:a/b/c.onnx', it = 'it_IT-paola-medium', es = '/v/es.onnx'}"
+    )
+    assert settings.stt.model == str(tmp_path / "whisper")
+    assert settings.llm.model == str(tmp_path / "my.gguf")
+    assert settings.tts.model == "/home/someone/joe.onnx"
+    assert list(settings.tts.voices.values()) == [
+        str(tmp_path / "../de"),
+        "hf:a/b/c.onnx",
+        "it_IT-paola-medium",
+        "/v/es.onnx",
+    ]
+
+
+def test_the_home_of_nobody_is_refused(load: Load) -> None:
+    with pytest.raises(SettingsError, match=r"\[llm\]: expected a model's path in a home that exists"):
+        load("llm.model = '~nobody-of-that-name/x.gguf'")
+
+
 def test_a_models_directory_may_be_in_the_home(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/someone")
     assert load("models.directory = '~/voices'").models.directory == Path("/home/someone/voices")

@@ -9,6 +9,7 @@ from june.api.problems import ProblemError
 from june.api.requests import ModelName, NoFields, read_body
 from june.api.services import Services
 from june.llm.switching import SwitchableModel
+from june.models.present import find_present
 
 
 class ModelChanges:
@@ -45,9 +46,14 @@ class ModelChanges:
         return self._answer(HTTPStatus.ACCEPTED)
 
     async def _name(self, request: web.Request) -> str:
-        name = (await read_body(request, ModelName)).name
-        if name not in self._services.present_llms():
-            raise ProblemError(HTTPStatus.NOT_FOUND, "There is no such language model here; pull it first.")
+        called = (await read_body(request, ModelName)).name
+        name = find_present(called, self._services.present_llms())
+        if name is None:
+            raise ProblemError(
+                HTTPStatus.NOT_FOUND,
+                "There is no such language model here: pull it first, put its file into the folder "
+                "models.directory, or let llm.model name it.",
+            )
         return name
 
     def _llm(self) -> SwitchableModel:

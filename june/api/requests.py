@@ -130,7 +130,7 @@ class NoFields(Checked):
 class ModelName(Checked):
     """`POST /v1/models/load` and `switch`."""
 
-    name: Address
+    name: Annotated[str, Field(min_length=1, max_length=1000, pattern=NUL_FREE)]
 
 
 class Send(Checked):

@@ -28,7 +28,7 @@ class Services:
         models: the models that are warm; none before all are.
         is_ready: whether all models are warm, and none is unloaded since.
         llm: the language model; None before it is warm.
-        present_llms: names of the language models whose files are here.
+        present_llms: what the settings would call each language model that is here, by its name.
         failing_stages: what keeps june from answering at the moment.
         closing: set when june ends: whoever waits for something is answered then.
     """
@@ -42,7 +42,7 @@ class Services:
     models: Callable[[], Sequence[ModelDescription]]
     is_ready: Callable[[], bool] = lambda: False
     llm: Callable[[], SwitchableModel | None] = lambda: None
-    present_llms: Callable[[], Sequence[str]] = tuple
+    present_llms: Callable[[], Mapping[str, str]] = dict
     failing_stages: Callable[[], Sequence[FailingStage]] = tuple
     closing: asyncio.Event = field(default_factory=asyncio.Event)
 

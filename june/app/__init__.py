@@ -21,7 +21,7 @@ from june.chat.delivery import Delivery
 from june.chat.intake import Gate
 from june.conversation.leases import Leases
 from june.errors import SENTENCES, GenerationError, SettingsError
-from june.lineup import present_llms
+from june.lineup import find_llms
 from june.messages import ModelDescription, Outbound, Platform
 from june.settings import Settings
 from june.store import Received, Store, open_store
@@ -200,7 +200,7 @@ class June:
             models=self._descriptions,
             is_ready=lambda: self._answering is not None and self._answering.models.llm.is_loaded,
             llm=lambda: self._answering.models.llm if self._answering is not None else None,
-            present_llms=partial(present_llms, self._settings),
+            present_llms=partial(find_llms, self._settings),
             failing_stages=lambda: self._answering.record.failing() if self._answering is not None else (),
         )
 

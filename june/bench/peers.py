@@ -33,6 +33,7 @@ from june import hardware
 from june.errors import JuneError
 from june.llm.llama_cpp.settings import LlamaCppSettings
 from june.messages import ChatMessage, ChatRequest, Sampling, Usage
+from june.models import LocalModel, Model
 from june.sections import LlmSettings
 from june.workers import ModelThread, StopFlag
 
@@ -45,7 +46,7 @@ class Contest:
     """Which engine a process is, and what it works with; of threads and cache the settings say how many."""
 
     engine: Name
-    model: str
+    model: Model
     path: str
     settings: LlmSettings
     own: LlamaCppSettings
@@ -124,10 +125,8 @@ class _June:
 
     def __init__(self, contest: Contest) -> None:
         from june.llm.llama_cpp.model import LlamaCpp  # noqa: PLC0415
-        from june.models import LocalModel, load_catalogue  # noqa: PLC0415
 
-        model = load_catalogue()[contest.model]
-        self._llm = LlamaCpp(contest.settings, LocalModel(model, Path(contest.path)), contest.own)
+        self._llm = LlamaCpp(contest.settings, LocalModel(contest.model, Path(contest.path)), contest.own)
 
     async def load(self) -> None:
         await self._llm.load()

@@ -10,9 +10,11 @@ from june.checks import Finding
 from june.errors import JuneError
 from june.hardware import Gpu
 from june.lineup import ChosenModels
-from june.models import STT_WORKSPACE_BYTES, LocalModel, require
+from june.models import STT_WORKSPACE_BYTES, Endpoint, LocalModel, Source, require
+from june.models.references import NotPulledError
 from june.settings import Settings
 
+PULLED_AT_START = "june pulls it when it starts (models.pull_at_start)."
 LOW_DISK_BYTES = 2_000_000_000
 """For the store, its backups and logs, beside the models."""
 LIBRARIES_BYTES = 550_000_000
@@ -40,6 +42,8 @@ def gpu_libraries(settings: Settings, found: tuple[Gpu, ...]) -> Iterator[Findin
     if missing and settings.stt.device != "cpu":
         remedy = "Install CUDA 12 (nvidia-cublas-cu12); until then speech to text uses the CPU."
         yield Finding("cuda, stt", "warning", f"not found: {', '.join(missing)}", remedy)
+    if settings.llm.backend not in llm.BACKENDS:  # the choice of the models says so
+        return
     use = llm.unloaded(settings.llm).gpu_use()
     if use.is_wanted and use.obstacle:
         yield Finding("cuda, llm", "warning", use.obstacle, use.remedy)
@@ -49,6 +53,11 @@ def chosen(settings: Settings) -> tuple[ChosenModels | None, Finding]:
     """Return the models that these settings choose on this machine."""
     try:
         found = lineup.choose_models(settings)
+    except NotPulledError as error:
+        fault, _, remedy = str(error).partition("; run: ")
+        if settings.models.pull_at_start:
+            return None, Finding("models", "warning", fault, PULLED_AT_START)
+        return None, Finding("models", "failed", fault, remedy)
     except JuneError as error:
         return None, Finding(
             "models", "failed", str(error), "python -m june models list shows what there is."
@@ -59,16 +68,20 @@ def chosen(settings: Settings) -> tuple[ChosenModels | None, Finding]:
 def files(settings: Settings, models: ChosenModels) -> Iterator[Finding]:
     """Yield whether each model's files are here and the catalogue's."""
     for role, model in _roles(models):
+        if isinstance(model, Endpoint):
+            yield Finding(role, "ok", f"{model.name or 'a model'} of the backend's own, without files here")
+            continue
         try:
             require(model.entry, model.folder)
         except JuneError as error:
             fault, _, remedy = str(error).partition("; run: ")
             if settings.models.pull_at_start:
-                yield Finding(role, "warning", fault, "june pulls it when it starts (models.pull_at_start).")
+                yield Finding(role, "warning", fault, PULLED_AT_START)
             else:
                 yield Finding(role, "failed", fault, remedy)
         else:
-            yield Finding(role, "ok", f"{model.name}, present and verified")
+            is_known = any(file.sha256 for file in model.entry.files)
+            yield Finding(role, "ok", f"{model.name}, {'present and verified' if is_known else 'your own'}")
 
 
 def model_disk(settings: Settings, models: ChosenModels | None) -> Finding:
@@ -77,7 +90,7 @@ def model_disk(settings: Settings, models: ChosenModels | None) -> Finding:
 
     folder = settings.models.directory
     try:
-        plan = pull.plan_pull([model.entry for model in models.all] if models else [], folder)
+        plan = pull.plan_pull([model.entry for model in models.local] if models else [], folder)
     except JuneError as error:
         remedy = "Let models.directory name a folder that june may write to."
         return Finding("disk", "failed", str(error), remedy)
@@ -117,7 +130,7 @@ def memory(settings: Settings, models: ChosenModels | None, found: tuple[Gpu, ..
         yield Finding("memory", "ok", has)
         return
     try:
-        lineup.require_context(models.llm.entry, settings.llm)
+        lineup.require_context(models.llm, settings.llm)
     except JuneError as error:
         yield Finding("context", "failed", str(error), "Lower llm.context_tokens, or choose another model.")
     try:
@@ -155,21 +168,25 @@ def _need(settings: Settings, models: ChosenModels, found: tuple[Gpu, ...]) -> _
     Raises:
         ModelLoadError: the language model may not be loaded here, whatever is free.
     """
-    stt = models.stt.entry
-    needs = llm.unloaded(settings.llm).needs(models.llm.entry, found)
-    ram_bytes = LIBRARIES_BYTES + sum(
-        voice.entry.size_bytes for voice in (models.tts, *models.voices.values())
-    )
-    ram_bytes += needs.ram_bytes
+    needs = llm.Needs()
+    if isinstance(models.llm, LocalModel):
+        needs = llm.unloaded(settings.llm).needs(models.llm.entry, found)
+    ram_bytes = LIBRARIES_BYTES + needs.ram_bytes
+    ram_bytes += sum(_size_bytes(voice) for voice in (models.tts, *models.voices.values()))
     gpu_bytes = needs.gpu_bytes
-    if found and settings.stt.device != "cpu" and not hardware.missing_cuda_libraries():
-        gpu_bytes += stt.size_bytes + STT_WORKSPACE_BYTES
+    stt_bytes = _size_bytes(models.stt)
+    if stt_bytes and found and settings.stt.device != "cpu" and not hardware.missing_cuda_libraries():
+        gpu_bytes += stt_bytes + STT_WORKSPACE_BYTES
     else:
-        ram_bytes += stt.size_bytes
+        ram_bytes += stt_bytes
     if any(gpu.unified_memory for gpu in found):
         ram_bytes += gpu_bytes
     smaller = f"{needs.remedy}, " if needs.remedy else ""
     return _Need(needs.cache_tokens, gpu_bytes, ram_bytes, smaller)
+
+
+def _size_bytes(source: Source) -> int:
+    return source.entry.size_bytes if isinstance(source, LocalModel) else 0
 
 
 def _enough(name: str, told: str, remedy: str, *, free_bytes: int, needed_bytes: int) -> Finding:
@@ -178,7 +195,7 @@ def _enough(name: str, told: str, remedy: str, *, free_bytes: int, needed_bytes:
     return Finding(name, "ok", told)
 
 
-def _roles(models: ChosenModels) -> Iterator[tuple[str, LocalModel]]:
+def _roles(models: ChosenModels) -> Iterator[tuple[str, Source]]:
     yield from (("stt", models.stt), ("llm", models.llm), ("tts", models.tts))
     yield from (("tts, voice", voice) for voice in models.voices.values())
 

@@ -103,6 +103,10 @@ def llm(
     counts = _counts("--conversations", conversations)
     settings = _quiet_settings(settings_file)
     model = lineup.choose_models(settings).llm
+    if not isinstance(model, LocalModel):
+        raise JuneError(
+            "bench llm compares engines with the same weights: it needs a backend that opens files."
+        )
     require(model.entry, model.folder)
     plan = Plan(counts, tokens, long_tokens, prompt_tokens, rounds, same_weights)
     figures = asyncio.run(_llm(settings, model, plan))
@@ -167,7 +171,7 @@ async def _llm(settings: Settings, chosen: LocalModel, plan: Plan) -> Figures:
             peers: dict[Name, PeerProcess] = {}
             for name in names:
                 taken = weights_file(model, path, own) if plan.same_weights and name != "june" else path
-                contest = Contest(name, model.name, str(taken), fixed, own)
+                contest = Contest(name, model, str(taken), fixed, own)
                 peers[name] = await stack.enter_async_context(open_peer(contest))
             weights = weights_file(model, path, own)
             return await LlmBench(peers, model, weights, (fixed, own), plan).run(status.update)

@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -23,40 +23,49 @@ from june.api.client import open_client
 from june.commands.terminal import Json, SettingsFile
 from june.errors import JuneError, ModelFileError
 from june.lineup import choose_models, choose_set
-from june.models import Catalogue, Model, find_faults, is_present, load_catalogue
+from june.models import LocalModel, find_faults, is_present, load_catalogue
+from june.models.catalogue import ModelFiles
+from june.models.present import present_own
+from june.models.references import SCHEME, catalogue_entry, find, is_path, own_path, role_of
 from june.settings import Settings, load_settings
 
 if TYPE_CHECKING:
     from june.models import pull as downloads
 
 app = typer.Typer(help="List, pull, verify and exchange models.", no_args_is_help=True)
-Name = Annotated[str, typer.Argument(help="Of a language model that is here.")]
+Name = Annotated[str, typer.Argument(help="Name or path of a language model that is here.")]
 
 LOOK_EVERY_S = 0.5
+OWN_FILES = "files of your own: readable, and nobody says which sha256 they should have"
 
 
 @app.command("list")
 def list_models(settings_file: SettingsFile = None) -> None:
     """Show the catalogue, what of it is here, and what these settings choose."""
     settings, catalogue, console = load_settings(settings_file), load_catalogue(), _console()
+    directory = settings.models.directory
+    models = {model.name: model for model in catalogue.values()}
+    models |= {own.name: own.entry for own in present_own(catalogue, directory)}
     try:
         choice = choose_models(settings)
-        chosen, reason = {choice.stt.name, choice.llm.name, choice.tts.name}, f"* {choice.reason}"
+        chosen, reason = {model.name for model in choice.local}, f"* {choice.reason}"
+        models |= {model.name: model.entry for model in choice.local}
     except JuneError as error:  # the list is the way out of it
         chosen, reason = set(), str(error)
     table = Table(box=None, pad_edge=False)
     for heading in ("", "name", "role", "size", "params", "lang", "licence", "here"):
         table.add_column(heading, no_wrap=heading == "name", overflow="fold")
-    for model in catalogue.values():
+    for model in models.values():
+        is_here = model.name not in catalogue or is_present(model, model.folder(directory))
         table.add_row(
             "*" if model.name in chosen else "",
             model.name,
             model.role,
             f"{model.size_bytes / 1e6:,.0f} MB",
-            f"{model.parameters_b:g} B",
+            f"{model.parameters_b:.3g} B",
             " ".join(model.languages),
             model.licence,
-            "yes" if is_present(model, model.folder(settings.models.directory)) else "",
+            "yes" if is_here else "",
         )
     console.print(table)
     console.print(reason)
@@ -64,14 +73,17 @@ def list_models(settings_file: SettingsFile = None) -> None:
 
 @app.command()
 def pull(
-    names: Annotated[list[str], typer.Argument(metavar="NAME…", help='Names, or "starter", or "gpu".')],
+    names: Annotated[
+        list[str], typer.Argument(metavar="NAME…", help='Names, hf:OWNER/REPO/FILE, "starter" or "gpu".')
+    ],
     settings_file: SettingsFile = None,
 ) -> None:
     """Download models, going on where an earlier pull stopped."""
     from june.models import pull as downloads  # noqa: PLC0415 - its HTTP client costs every start 0.1 s
 
     settings, console = load_settings(settings_file), _console()
-    plan = downloads.plan_pull(_find(names, load_catalogue(), settings, console), settings.models.directory)
+    wanted = _find_pullable(names, settings, console)
+    plan = downloads.plan_pull(wanted, settings.models.directory)
     if not plan.models:
         console.print("All of it is here and verified.")
         return
@@ -93,21 +105,19 @@ def verify(
     settings_file: SettingsFile = None,
 ) -> None:
     """Read every file and compare its sha256; exit status 1 if one is wrong or missing."""
-    settings, catalogue, console = load_settings(settings_file), load_catalogue(), _console()
-    directory = settings.models.directory
-    if names:
-        models = _find(names, catalogue, settings, console)
-    else:
-        models = [model for model in catalogue.values() if _any_file(model, directory)]
+    settings, console = load_settings(settings_file), _console()
+    models = _named(names, settings, console) if names else _present(settings)
     all_right = True
     for model in models:
-        faults = find_faults(model, model.folder(directory), trust_stamps=False)
+        faults = find_faults(model.entry, model.folder, trust_stamps=False)
         for file, fault in faults.items():
             console.print(f"{model.name}: {file} {fault}")
         if not faults:
-            console.print(f"{model.name}: verified")
+            is_known = any(file.sha256 for file in model.entry.files)
+            console.print(f"{model.name}: {'verified' if is_known else OWN_FILES}")
         all_right = all_right and not faults
     if not models:
+        directory = settings.models.directory
         console.print(f"There is no model in {directory}; run: python -m june models pull starter")
     if not (models and all_right):
         raise typer.Exit(1)
@@ -133,7 +143,7 @@ def status(*, as_json: Json = False, settings_file: SettingsFile = None) -> None
 @app.command()
 def load(name: Name, *, settings_file: SettingsFile = None) -> None:
     """Load a language model into the june that runs, where none is loaded."""
-    _change(settings_file, "load", {"name": name})
+    _change(settings_file, "load", {"name": _from_here(name)})
 
 
 @app.command()
@@ -145,7 +155,13 @@ def unload(*, settings_file: SettingsFile = None) -> None:
 @app.command()
 def switch(name: Name, *, settings_file: SettingsFile = None) -> None:
     """Replace the language model of the june that runs, once its answers are written."""
-    _change(settings_file, "switch", {"name": name})
+    _change(settings_file, "switch", {"name": _from_here(name)})
+
+
+def _from_here(name: str) -> str:
+    """Return what june is to be told: the whole path of a file that is here, or else the name as it is."""
+    path = own_path(name, Path.cwd())
+    return path if Path(path).exists() else name
 
 
 def _change(
@@ -174,23 +190,64 @@ async def _ask(
         return found
 
 
-def _any_file(model: Model, directory: Path) -> bool:
-    return any((model.folder(directory) / file.name).exists() for file in model.files)
+def _find_pullable(names: list[str], settings: Settings, console: Console) -> list[ModelFiles]:
+    """Return the files of models that june can pull; asks Hugging Face what a place there is.
+
+    Raises:
+        ModelFileError: june does not know one, or nobody answers.
+    """
+    from june.models.hub import pin  # noqa: PLC0415 - its HTTP client costs every start 0.1 s
+
+    token = settings.models.hugging_face_token.get_secret_value()
+    models: dict[str, ModelFiles] = {}
+    for name in _spelled_out(names, settings, console):
+        if is_path(name):
+            raise ModelFileError(f"{name} is a file of your own: there is nothing to pull.")
+        if name.startswith(SCHEME):
+            models[name] = pin(name, None, settings.models.directory, token=token)
+        else:
+            models[name] = catalogue_entry(name, load_catalogue())
+    return list(models.values())
 
 
-def _find(names: list[str], catalogue: Catalogue, settings: Settings, console: Console) -> list[Model]:
-    models: dict[str, Model] = {}
+def _named(names: list[str], settings: Settings, console: Console) -> list[LocalModel]:
+    """Return models by what people call them.
+
+    Raises:
+        ModelFileError: there is no such model, or its files cannot be read.
+    """
+    catalogue, directory = load_catalogue(), settings.models.directory
+    return [
+        find(name, role_of(name, catalogue), catalogue, directory)
+        for name in _spelled_out(names, settings, console)
+    ]
+
+
+def _present(settings: Settings) -> list[LocalModel]:
+    """Return each model of which at least one file is here, and the owner's own that are in use."""
+    catalogue, directory = load_catalogue(), settings.models.directory
+    models = {
+        model.name: LocalModel(model, model.path(directory))
+        for model in catalogue.values()
+        if any((model.folder(directory) / file.name).exists() for file in model.files)
+    }
+    models |= {model.name: model for model in present_own(catalogue, directory)}
+    with suppress(JuneError):  # `check` says what is wrong with the settings
+        chosen = choose_models(settings).local
+        models |= {model.name: model for model in chosen if model.name not in catalogue}
+    return list(models.values())
+
+
+def _spelled_out(names: list[str], settings: Settings, console: Console) -> Iterator[str]:
+    """Yield the names, with the models of a preset in its place."""
     presets: dict[str, Literal["starter", "gpu"]] = {"starter": "starter", "gpu": "gpu"}
     for name in names:
         if name in presets:
-            choice = choose_set(settings, catalogue, presets[name])
+            choice = choose_set(settings, load_catalogue(), presets[name])
             console.print(choice.reason)
-            models |= {part: catalogue[part] for part in (choice.stt, choice.llm, choice.tts)}
-        elif name in catalogue:
-            models[name] = catalogue[name]
+            yield from (choice.stt, choice.llm, choice.tts)
         else:
-            raise ModelFileError(f"{name!r} is not in the catalogue; see python -m june models list.")
-    return list(models.values())
+            yield name
 
 
 def _console() -> Console:

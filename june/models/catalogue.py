@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -22,7 +23,15 @@ Role = Literal["stt", "llm", "tts"]
 Format = Literal["ctranslate2", "gguf", "piper"]
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
-FileName = Annotated[str, Field(pattern=NAME)]
+
+
+def _file_name(name: str) -> str:
+    if name in {"", ".", ".."} or "/" in name or "\0" in name:
+        raise ValueError("expected the name of a file, without a folder")
+    return name
+
+
+FileName = Annotated[str, AfterValidator(_file_name)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -77,7 +86,12 @@ class ModelFiles(_Entry):
 
     def folder(self, directory: Path) -> Path:
         """Return where the files lie once they were pulled; `directory` is `models.directory`."""
-        return directory / re.sub(r"[^A-Za-z0-9._-]+", "--", self.name)
+        return folder_of(self.name, directory)
+
+
+def folder_of(name: str, directory: Path) -> Path:
+    """Return the folder of a model in `models.directory`, named with letters, digits, dots and dashes."""
+    return directory / re.sub(r"[^A-Za-z0-9._-]+", "--", name)
 
 
 MAIN_FILE: dict[Format, str] = {"ctranslate2": "model.bin", "gguf": ".gguf", "piper": ".onnx"}

@@ -87,7 +87,10 @@ class _Reader:
             key, value = self._text(), self._value(self._number("I"))
             if value is not None:
                 values[key] = value
-        return Header(values, sum(self._tensor_size() for _ in range(tensors)))
+        parameters = sum(self._tensor_size() for _ in range(tensors))
+        if self._stream.tell() > self._stream.seek(0, 2):
+            raise _BrokenError("it ends in the middle of its header")
+        return Header(values, parameters)
 
     def _value(self, kind: int) -> Value | None:
         """Return a value, or None for an array that is too long to keep."""

@@ -2,27 +2,22 @@
 
 What is on its way lies in `.pull/` in the model's folder, so that a pull that was killed leaves nothing that
 looks like a model, and the next one goes on: whole wheels are kept, and a Hugging Face file continues at its
-last byte (`hf_hub_download` of huggingface_hub 2.4 begins anew in every process, so it is not used).
+last byte.
 """
 
 import fcntl
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import time
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from http import HTTPStatus
 from pathlib import Path
-
-import httpx2  # what huggingface_hub speaks HTTP with
-from huggingface_hub import get_session, get_token, hf_hub_url
 
 from june.errors import ModelFileError
 from june.models.catalogue import HuggingFaceRepo, ModelFile, ModelFiles, Wheel
@@ -35,6 +30,7 @@ from june.models.files import (
     remember,
     unheard,
 )
+from june.models.hub import download
 from june.telemetry import log
 from june.workers import StopFlag, run_aside
 
@@ -43,9 +39,6 @@ Progress = Callable[[str, str, int, int], None]
 
 Report = Callable[[str, int, int], None]
 """The same for one model: what is being done, bytes done, bytes in all."""
-
-SILENCE_S = 30.0
-"""A server that sends nothing for so long counts as lost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +72,8 @@ def plan_pull(models: Iterable[ModelFiles], directory: Path, on_read: OnRead = u
     incomplete = []
     download_bytes = stored_bytes = temporary_bytes = 0
     for model in models:
+        if not (model.wheels or model.huggingface):  # the owner's own: there is nothing to pull
+            continue
         folder = model.folder(directory)
         files = _missing_files(model, folder, on_read)
         if not files:
@@ -213,7 +208,7 @@ def _locked(path: Path, on_wait: Callable[[], None]) -> Iterator[None]:
 
 
 def _accept(file: ModelFile, staging: Path) -> None:
-    """Gives a complete download its name, or throws it away."""
+    """Give a complete download its name, or throws it away."""
     part, folder = _part(file, staging), staging.parent
     if fault := content_fault(part, file.size_bytes, file.sha256):
         part.unlink()
@@ -252,13 +247,13 @@ def _pull_wheels(
 
 
 def _staged(wheel: Wheel, staging: Path) -> Path | None:
-    """The wheel, if an earlier download of it is whole."""
+    """Return the wheel, if an earlier download of it is whole."""
     found = (staging / wheel.sha256).glob("*.whl")
     return next((file for file in found if not content_fault(file, wheel.size_bytes, wheel.sha256)), None)
 
 
 def _download_wheel(wheel: Wheel, staging: Path, stop: StopFlag) -> Iterator[int]:
-    """Yields how many bytes came. pip does the work, so that this machine's index and proxy settings hold."""
+    """Yield how many bytes came. pip does the work, so that this machine's index and proxy settings hold."""
     temporary = staging / "tmp"  # for pip's own copy: on the same disk, and what a killed pip left goes away
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
@@ -311,53 +306,10 @@ def _pull_files(
     token: str,
     stop: StopFlag,
 ) -> None:
-    headers = {"Accept-Encoding": "identity"}
-    if token := token or get_token() or "":
-        headers["Authorization"] = f"Bearer {token}"  # httpx2 drops it where Hugging Face redirects elsewhere
     done, total = 0, sum(file.size_bytes for file in files)
     for file in files:
-        member = file.members[0] if file.members else file.name
-        url = hf_hub_url(source.repo, member, revision=source.revision)
-        try:
-            for received in _download(url, headers, _part(file, staging), file.size_bytes, stop):
-                report("downloading", done + received, total)
-        except httpx2.HTTPError as error:
-            reason = str(error).partition("\n")[0]
-            raise ModelFileError(
-                f"{file.name} cannot be downloaded: {reason}; pull again to go on."
-            ) from error
+        for received in download(source, file, _part(file, staging), token=token, stop=stop):
+            report("downloading", done + received, total)
         done += file.size_bytes
         report("checking", done, total)
         _accept(file, staging)
-
-
-def _download(
-    url: str, headers: dict[str, str], part: Path, size_bytes: int, stop: StopFlag
-) -> Iterator[int]:
-    """Yields how many bytes `part` has; a lost connection is taken up again if it brought something."""
-    with part.open("ab") as out:
-        while (have := out.tell()) < size_bytes:
-            ranged = headers | {"Range": f"bytes={have}-"}
-            try:
-                with get_session().stream("GET", url, headers=ranged, timeout=SILENCE_S) as response:
-                    response.raise_for_status()
-                    if response.status_code != HTTPStatus.PARTIAL_CONTENT:
-                        out.seek(0)
-                        out.truncate()
-                    with stop.interrupts(partial(_hang_up, response)):
-                        for chunk in response.iter_bytes():
-                            out.write(chunk)
-                            yield out.tell()
-                            if out.tell() > size_bytes:  # another file: its check will say so
-                                return
-            except httpx2.TransportError:
-                if out.tell() <= have or stop.is_set():
-                    raise
-            else:
-                return
-
-
-def _hang_up(response: httpx2.Response) -> None:
-    """On another thread than the one that reads: a reader of a silent connection wakes."""
-    with suppress(OSError):  # it is closed already
-        response.extensions["network_stream"].get_extra_info("socket").shutdown(socket.SHUT_RDWR)

@@ -49,3 +49,11 @@ class Endpoint:
 
 
 Source = LocalModel | Endpoint
+
+
+def parse_endpoint(reference: str) -> Endpoint:
+    """Return the server that the settings name: by URL#MODEL, or by the model's name alone."""
+    if "://" not in reference:
+        return Endpoint("", reference)
+    url, _, model = reference.partition("#")
+    return Endpoint(url, model)

@@ -225,7 +225,7 @@ async def test_a_peer_reads_what_june_reads_and_writes_what_june_writes(
     answers = []
     path = model_paths[LLM]
     for name in ("june", engine):
-        async with open_peer(Contest(name, LLM, str(path), fixed, own)) as peer:
+        async with open_peer(Contest(name, CATALOGUE[LLM], str(path), fixed, own)) as peer:
             answers += (await peer.run(chat)).answers
         path = weights_file(CATALOGUE[LLM], path, own)
     ours, theirs = answers
@@ -236,7 +236,9 @@ async def test_a_peer_reads_what_june_reads_and_writes_what_june_writes(
 
 @pytest.mark.parametrize("engine", ["june", "llama", "xllamacpp"])
 async def test_an_engine_that_cannot_load_says_so(engine: Name, settings: Settings, tmp_path: Path) -> None:
-    contest = Contest(engine, LLM, str(tmp_path / "missing.gguf"), *contest_settings(settings.llm, PLAN))
+    contest = Contest(
+        engine, CATALOGUE[LLM], str(tmp_path / "missing.gguf"), *contest_settings(settings.llm, PLAN)
+    )
     with pytest.raises(JuneError, match=f"{engine} cannot be measured: .+"):
         async with open_peer(contest):
             pass

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import shutil
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from june.bench.voice import Question
 from june.errors import GenerationError, ModelChangeError, ModelFileError, ModelLoadError
 from june.llm import ChatModel
 from june.llm.llama_cpp.model import LlamaCpp
@@ -19,7 +21,7 @@ from june.messages import ChatMessage, ChatRequest, ModelDescription, Sampling
 from june.models import LocalModel
 from june.settings import Settings
 from tests.api_client import talking_to
-from tests.conftest import CATALOGUE, LLM
+from tests.conftest import CATALOGUE, LLM, STT, TTS
 from tests.fakes import FakeLlm
 from tests.program import running, write_settings
 from tests.telegram_server import ALICE, TelegramServer
@@ -221,3 +223,39 @@ async def test_the_model_of_a_running_june_is_unloaded_and_loaded_by_command(tmp
             server.push("What is the sky?")
             await june.logged("turn.finished")
             assert await june.terminate() == 0
+
+
+async def test_june_answers_by_voice_with_three_models_of_the_owners_own_and_switches_to_another(
+    tmp_path: Path, model_paths: dict[str, Path], questions: tuple[Question, ...]
+) -> None:
+    shutil.copytree(model_paths[STT], tmp_path / "my whisper")
+    shutil.copytree(model_paths[TTS].parent, tmp_path / "voice")
+    own, other, outside = tmp_path / "own.gguf", tmp_path / "models" / "other.gguf", tmp_path / "outside.gguf"
+    other.parent.mkdir()
+    for path in (own, other):
+        shutil.copy(model_paths[LLM], path)
+    outside.symlink_to("/etc/passwd")
+    async with TelegramServer() as server:
+        file = write_settings(
+            tmp_path,
+            models={"directory": "models"},
+            stt={"model": "my whisper/"},
+            llm={"model": "own.gguf"},
+            tts={"model": "./voice"},
+            telegram={"token": server.token, "api_base": server.base_url},
+            access={"owners": [f"telegram:{ALICE}"]},
+            reply={"mode": "voice", "stream_text": False},
+        )
+        async with running(file) as june:
+            port = int((await june.logged("api.listening"))["port"])
+            await june.logged("june.ready")
+            server.push_file("voice", questions[0].audio, duration=3)
+            await server.wait_for(lambda call: call.method == "sendVoice")
+            status, output = await models_command(file, port, "status", "--json")
+            assert json.loads(output)["present"] == ["other.gguf", "own.gguf"]
+            status, output = await models_command(file, port, "switch", str(outside))
+            assert (status, "There is no such language model here" in output) == (2, True)
+            assert await models_command(file, port, "switch", str(other)) == (0, "other.gguf: loaded\n")
+            assert await models_command(file, port, "switch", "own.gguf") == (0, "own.gguf: loaded\n")
+            assert await june.terminate() == 0
+        assert str(tmp_path) not in june.output

@@ -1,7 +1,6 @@
 """The catalogue, the choice of models, and real downloads from servers on loopback."""
 
 import asyncio
-import hashlib
 import io
 import os
 import re
@@ -10,8 +9,7 @@ import sys
 import threading
 import zipfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -41,6 +39,7 @@ from june.models import (
 )
 from june.models.pull import plan_pull, pull, pull_logged
 from june.sections import PROJECT_ROOT, LlmSettings
+from tests.models.conftest import Server, noise, sha256
 
 SHIPPED = load_catalogue()
 KvType = Literal["f16", "q8_0", "q4_0"]
@@ -51,14 +50,6 @@ def taken(context_tokens: int = 4096, kv_type: KvType = "f16") -> Callable[[Mode
     """What a language model takes of a GPU, as june's engine reckons it."""
     settings = LlmSettings(context_tokens=context_tokens)
     return UnloadedLlamaCpp(settings, LlamaCppSettings(kv_type=kv_type)).gpu_bytes
-
-
-def sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
-def noise(seed: str, size_bytes: int) -> bytes:
-    return hashlib.shake_128(seed.encode()).digest(size_bytes)
 
 
 # --- the shipped catalogue ---
@@ -299,75 +290,6 @@ def test_a_damaged_stamp_file_only_costs_a_new_look(tmp_path: Path) -> None:
 
 
 # --- downloads ---
-
-
-@dataclass
-class Server:
-    """A loopback server of `pages` by path; counts what it was asked for."""
-
-    pages: dict[str, bytes] = field(default_factory=dict)
-    requests: list[tuple[str, str, str]] = field(default_factory=list)
-    """Path, Range and Authorization of each request."""
-    drop_after: list[int] = field(default_factory=list)
-    """The next responses end after so many bytes, one entry each."""
-    ranges: bool = True
-    hold: threading.Event | None = None
-    """Responses stop in their middle until this is set."""
-    is_holding: threading.Event = field(default_factory=threading.Event)
-    """Set when a response has come to its middle and stops there."""
-    url: str = ""
-
-    def asked(self, path: str) -> int:
-        """How often `path` was asked for."""
-        return sum(asked == path for asked, _, _ in self.requests)
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    state = Server()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            wanted = self.headers.get("Range", "")
-            state.requests.append((self.path, wanted, self.headers.get("Authorization", "")))
-            if self.path not in state.pages:
-                self.send_error(404)
-                return
-            data = state.pages[self.path]
-            begin = int(wanted.removeprefix("bytes=").partition("-")[0]) if wanted and state.ranges else 0
-            self.send_response(206 if wanted and state.ranges else 200)
-            if wanted and state.ranges:
-                self.send_header("Content-Range", f"bytes {begin}-{len(data) - 1}/{len(data)}")
-            self.send_header("Content-Type", "text/html" if self.path.endswith("/") else "application/zip")
-            self.send_header("Content-Length", str(len(data) - begin))
-            self.end_headers()
-            body = data[begin:]
-            if state.drop_after:
-                body = body[: state.drop_after.pop(0)]
-            half = len(body) // 2
-            self.wfile.write(body[:half])
-            if state.hold:
-                self.wfile.flush()
-                state.is_holding.set()
-                state.hold.wait(30)
-            self.wfile.write(body[half:])
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    class Quiet(ThreadingHTTPServer):
-        def handle_error(self, *_: object) -> None:  # a client that was killed
-            pass
-
-    with Quiet(("127.0.0.1", 0), Handler) as http:
-        state.url = f"http://127.0.0.1:{http.server_port}"
-        thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        yield state
-        if state.hold:
-            state.hold.set()
-        http.shutdown()
-        thread.join()
 
 
 def silent(*_: object) -> None:
@@ -675,14 +597,6 @@ def test_of_two_pulls_at_once_one_downloads_and_the_other_waits(
 
 
 # at june's start
-
-
-@pytest.fixture
-def hugging_face(server: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
-    """The server in the place of Hugging Face, for a pull in this process."""
-    template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
-    return server
 
 
 async def test_a_pull_at_the_start_says_in_the_log_what_came(index: Server, tmp_path: Path) -> None:
