@@ -203,7 +203,7 @@ def _pullable(settings: Settings, token: str) -> list[ModelFiles]:
 
 def find_llms(settings: Settings) -> dict[str, str]:
     """Return what the settings would call each language model that june can have, by its name."""
-    if llm.BACKENDS[settings.llm.backend].opens == "endpoint":
+    if find_backend(llm.BACKENDS, settings.llm.backend, "llm.backend").opens == "endpoint":
         source = parse_endpoint(settings.llm.model)
         return {source.name or settings.llm.backend: settings.llm.model}
     return present_llms(settings.llm.model, load_catalogue(), settings.models.directory)
@@ -218,7 +218,7 @@ async def _create_llm(settings: Settings, name: str) -> ChatModel:
     """
 
     def found(stop: StopFlag) -> Source:
-        opens = llm.BACKENDS[settings.llm.backend].opens
+        opens = find_backend(llm.BACKENDS, settings.llm.backend, "llm.backend").opens
         reference = find_llms(settings).get(name, name)
         source = _Named("llm.model", reference, "llm", opens).find(
             load_catalogue(), settings.models.directory

@@ -1,4 +1,4 @@
-"""From the tokens that a model writes to the pieces of an answer that a reader gets."""
+"""Turns the bytes that a model writes into the pieces of an answer that a reader gets."""
 
 import codecs
 from collections.abc import Iterable
@@ -42,14 +42,14 @@ class Output:
         return self._stop.found
 
     def feed(self, piece: bytes) -> Delta:
-        """What is certain once the next token is known, which may end within a character."""
+        """Return what is certain after the next token, whose bytes may end within a character."""
         text, reasoning = self._splitter.feed(self._decoder.decode(piece))
         if self._calls is None:
             return Delta(self._stop.feed(text), reasoning)
         return self._delta(self._calls.feed(text), reasoning)
 
     def finish(self) -> Delta:
-        """What was held back."""
+        """Return what was held back."""
         text, reasoning = self._splitter.feed(self._decoder.decode(b"", final=True))
         rest, more_reasoning = self._splitter.finish()
         text += rest

@@ -1,4 +1,4 @@
-"""From a request to the text of a prompt, by the model's own chat template.
+"""Turns a request into the text of a prompt, by the model's own chat template.
 
 What people, tools and the model itself wrote cannot be taken for the template's own marks: control tokens are
 taken out, and tags such as `<tool_call>` are broken by a space.
@@ -38,7 +38,7 @@ class Template(Protocol):
     """A chat template."""
 
     def __call__(self, messages: list[dict[str, Any]], **keywords: Any) -> str:
-        """The prompt that ends where the model's answer begins.
+        """Return the prompt, which ends where the model's answer begins.
 
         Raises:
             GenerationError: the template refuses the messages.
@@ -136,7 +136,7 @@ class Prompts:
         )
 
     def _harmless(self, value: Any) -> Any:
-        """The same, all texts within it without control tokens and tags."""
+        """Return the same value; all texts within it are without control tokens and tags."""
         if isinstance(value, str):
             return _TAG_BEGINS.sub("< ", self._without_control_tokens(value))
         if isinstance(value, Mapping):
@@ -146,7 +146,7 @@ class Prompts:
         return value
 
     def _without_control_tokens(self, text: str) -> str:
-        """The text without control tokens, and without those that stand there once others are gone."""
+        """Return the text without control tokens, also without those that appear once others are gone."""
         while (shorter := self._control_tokens.sub("", text)) != text:
             text = shorter
         return text

@@ -1,4 +1,4 @@
-"""Telling a model's thought from its answer while both are being written."""
+"""Tells a model's thought from its answer while both are being written."""
 
 from dataclasses import dataclass
 
@@ -26,11 +26,11 @@ class ReasoningSplitter:
     _answered: bool = False
 
     def feed(self, text: str) -> tuple[str, str]:
-        """The answer and the thought in what is certain so far: `(text, reasoning)`."""
+        """Return the answer and the thought in what is certain so far: `(text, reasoning)`."""
         return self._split(self._pending + text, final=False)
 
     def finish(self) -> tuple[str, str]:
-        """The answer and the thought in what was held back."""
+        """Return the answer and the thought in what was held back."""
         return self._split(self._pending, final=True)
 
     def _split(self, text: str, *, final: bool) -> tuple[str, str]:

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 
 def held_back(text: str, marks: Iterable[str]) -> int:
-    """How many of the last characters may be the beginning of one of the marks."""
+    """Return how many of the last characters may be the beginning of one of the marks."""
     longest = 0
     for mark in marks:
         if mark[0] not in text[-len(mark) :]:
@@ -29,7 +29,7 @@ class StopStrings:
         self.found = False
 
     def feed(self, text: str) -> str:
-        """The text that certainly stands before any stop string; nothing more once one was found."""
+        """Return the text that certainly stands before any stop string; nothing once one was found."""
         if self.found:
             return ""
         if not self._strings:
@@ -46,6 +46,6 @@ class StopStrings:
         return text[:certain]
 
     def finish(self) -> str:
-        """What was held back and turned out to be no stop string."""
+        """Return what was held back and turned out not to be a stop string."""
         rest, self._pending = self._pending, ""
         return rest

@@ -78,7 +78,7 @@ class SwitchableModel:
         self._is_open.set()
 
     async def stream(self, request: ChatRequest) -> AsyncGenerator[Delta, None]:
-        """The answer, piece by piece; while models are exchanged it waits. See the Protocol.
+        """Yield the answer, piece by piece; wait while models are exchanged. See the Protocol.
 
         Raises:
             GenerationError: no model is loaded (code "model_unavailable").
@@ -99,13 +99,13 @@ class SwitchableModel:
                 self._is_idle.set()
 
     async def forget(self, conversation: str) -> None:
-        """Keep nothing of a conversation; while models are exchanged it waits. See the Protocol."""
+        """Keep nothing of a conversation; wait while models are exchanged. See the Protocol."""
         while not self._is_open.is_set():  # the old model saves conversations when it is freed
             await self._is_open.wait()
         await self.backend.forget(conversation)
 
     def describe(self) -> ModelDescription:
-        """The model that is loaded, or was last."""
+        """Return what the model is that is loaded, or was last."""
         return self.backend.describe()
 
     @property
@@ -114,13 +114,13 @@ class SwitchableModel:
         return self._state in {"loaded", "finishing"}
 
     def status(self) -> ModelStatus:
-        """What it is at the moment."""
+        """Return what it is at the moment."""
         return ModelStatus(
             self._name, self._state, self._is_changing, self._target, self._answers, self._error
         )
 
     def begin_load(self, name: str) -> None:
-        """Begin to load a model where none is; that it is loaded already is no error.
+        """Begin to load a model where none is loaded; do nothing if it is loaded already.
 
         Raises:
             ModelChangeError: another model is loaded, or a change is going on.
@@ -130,7 +130,7 @@ class SwitchableModel:
         self.begin_switch(name)
 
     def begin_switch(self, name: str) -> None:
-        """Begin to replace the model; that it is loaded already is no error.
+        """Begin to replace the model; do nothing if it is loaded already.
 
         Raises:
             ModelChangeError: a change is going on.
@@ -140,7 +140,7 @@ class SwitchableModel:
             self._begin(name)
 
     def begin_unload(self) -> None:
-        """Begin to free the model; that none is loaded is no error.
+        """Begin to free the model; do nothing if none is loaded.
 
         Raises:
             ModelChangeError: a change is going on.
@@ -187,7 +187,7 @@ class SwitchableModel:
         log.info("model.unloaded", model=self._name)
 
     async def _try(self, model: ChatModel, name: str) -> bool:
-        """Whether the model could be loaded and warmed; if not, it is freed, and `error` says why."""
+        """Return whether the model could be loaded and warmed; if not, free it and note why."""
         self._state = "loading"
         try:
             async with AsyncExitStack() as stack:

@@ -28,7 +28,7 @@ class Reader(Protocol):
         """Take the next piece."""
 
     def end(self, error: GenerationError | None = None) -> None:
-        """Know that it was the last, and why there are no more."""
+        """Take note that there are no more pieces, and of the error that ended them."""
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -55,7 +55,7 @@ class Answer(Generation):
     told_in: int = field(default=-1, init=False)
 
     def draw(self, logits: LogitRows, row: int, likely: int | None) -> int:
-        """The next token, as `Sampler.draw`; a grammar holds for the answer, not for a thought before it.
+        """Return the next token, as `Sampler.draw`; a grammar holds for the answer, not for a thought.
 
         Raises:
             GenerationError: the grammar allows none, or the logits are no numbers.
@@ -63,7 +63,7 @@ class Answer(Generation):
         return self.sampler.draw(logits, row, likely, constrained=not self.output.thinking)
 
     def write(self, token: int) -> bool:
-        """Give the text of the next token to the reader; whether that was the last.
+        """Give the text of the next token to the reader, and return whether that was the last.
 
         When the thinking budget is spent, the closing words come after it. They are evaluated with the next
         batch, like a prompt.

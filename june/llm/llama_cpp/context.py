@@ -79,11 +79,11 @@ class Context:
         return bool(llama_cpp.llama_memory_seq_rm(self._memory, sequence, tokens, -1))
 
     def state_bytes(self, sequence: int) -> int:
-        """How large the state of a sequence is."""
+        """Return the size of the state of a sequence."""
         return int(llama_cpp.llama_state_seq_get_size(self.handle, sequence))
 
     def state(self, sequence: int) -> bytearray:
-        """What the cache holds of a sequence, for a context of the same model and number format."""
+        """Return what the cache holds of a sequence, for a context of the same model and number format."""
         state = bytearray(self.state_bytes(sequence))
         buffer = (ctypes.c_uint8 * len(state)).from_buffer(state)
         written = llama_cpp.llama_state_seq_get_data(self.handle, buffer, len(state), sequence)
@@ -92,7 +92,7 @@ class Context:
         return state
 
     def set_state(self, sequence: int, state: bytearray, tokens: int) -> bool:
-        """Let an empty sequence hold a state of so many tokens; False, and it stays empty, if that fails."""
+        """Let an empty sequence hold a state of so many tokens; if that fails, empty it and return False."""
         buffer = (ctypes.c_uint8 * len(state)).from_buffer(state)
         read = llama_cpp.llama_state_seq_set_data(self.handle, buffer, len(state), sequence)
         if read and llama_cpp.llama_memory_seq_pos_max(self._memory, sequence) == tokens - 1:
@@ -114,7 +114,7 @@ class Context:
         return status
 
     def logits(self) -> LogitRows:
-        """Those of the last batch. Each part that was a generation's last has a row, in their order."""
+        """Return those of the last batch: a row for each part that was its generation's last, in order."""
         first = llama_cpp.llama_get_logits(self.handle).contents
         return LogitRows(ctypes.addressof(first), self._n_tokens)
 
@@ -144,7 +144,7 @@ class Context:
 
 
 def threads_of(own: LlamaCppSettings) -> int:
-    """CPU threads that compute."""
+    """Return the CPU threads that compute."""
     return own.threads or hardware.cpu_cores()
 
 

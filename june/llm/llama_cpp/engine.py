@@ -123,7 +123,7 @@ class Engine:
         llama_cpp.llama_model_free(self._model)
 
     def stats(self) -> EngineStats:
-        """What the engine does and did; on any thread."""
+        """Return what the engine does and did; on any thread."""
         return self._meter.stats(self.kv_tokens)
 
     @property
@@ -132,7 +132,7 @@ class Engine:
         return bool(self._scheduler.generations())
 
     def begin(self, request: ChatRequest, reader: Reader) -> None:
-        """Take a request on; the reader is told if that cannot be."""
+        """Take a request on, or tell the reader why that cannot be."""
         try:
             answer = self._answer(request, reader)
             try:
@@ -145,7 +145,7 @@ class Engine:
             reader.end(error)
 
     def _answer(self, request: ChatRequest, reader: Reader) -> Answer:
-        """The answer before its first token.
+        """Return the answer as it is before its first token.
 
         Raises:
             GenerationError: the prompt is longer than the context, or cannot be rendered; or the JSON schema
@@ -180,7 +180,7 @@ class Engine:
         self._tell_what_is_held()
 
     def save_conversations(self) -> None:
-        """Save what the cache holds of conversations; for the end, when nothing is written any more."""
+        """Save what the cache holds of conversations; at the end, when nothing is written any more."""
         if self._states is not None:
             self._states.save_all(self._sequences.conversations())
 
@@ -218,7 +218,11 @@ class Engine:
         self._meter.holds(scheduler.running, scheduler.waiting, self._sequences.used_tokens)
 
     def _evaluate(self, parts: list[Part[Answer]]) -> int:
-        """Decode the parts in one batch, and write a token for each that is the last; llama.cpp's status."""
+        """Decode the parts in one batch, and write a token for each that is the last.
+
+        Returns:
+            llama.cpp's status.
+        """
         begin_s = time.perf_counter()
         status = self._context.decode(parts)
         self._decode_s = time.perf_counter() - begin_s
@@ -237,7 +241,7 @@ class Engine:
         return status
 
     def _evaluate_alone(self) -> None:
-        """Evaluate the batch that failed once more, each part alone, to find out whose fault it is.
+        """Evaluate the batch that failed once more, each part alone, to find the part that fails.
 
         If llama.cpp's context is what broke, a new one is built, and all are evaluated anew in it; whoever
         was part of a failure before has had this second chance.
@@ -255,7 +259,7 @@ class Engine:
                 error = GenerationError("llm_failed", f"llama_decode failed with status {status}.")
                 self._end(answer, error, keep=False)
         if is_broken:
-            log.warning("llm.rebuilt", running=self._scheduler.running)
+            log.warning("context.rebuilt", running=self._scheduler.running)
             self._meter.rebuilt()
             self._context.rebuild()
             self._scheduler.lose_cache()

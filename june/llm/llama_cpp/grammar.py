@@ -130,7 +130,7 @@ def _written(rules: Mapping[str, str], root: str) -> str:
 
 
 def _literal(value: Any) -> str:
-    """The JSON of a constant, as a string of GBNF."""
+    """Return the JSON of a constant, as a string of GBNF."""
     text = json.dumps(value, ensure_ascii=False)
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
@@ -146,11 +146,11 @@ class _Converter:
         self._depth = 0
 
     def convert(self) -> str:
-        """The name of the rule for the whole schema."""
+        """Return the name of the rule for the whole schema."""
         return self._visit(self._schema, "#")
 
     def _visit(self, schema: Any, where: str) -> str:
-        """The name of a rule for a schema that stands at `where`."""
+        """Return the name of a rule for a schema that stands at `where`."""
         if schema is True:
             return "value"
         if not isinstance(schema, Mapping):
@@ -163,7 +163,7 @@ class _Converter:
         return rule
 
     def _rule(self, schema: JsonObject, where: str) -> str:
-        """The same without annotations: by the first of these keywords that it has, or by its type."""
+        """Return the same for a schema without annotations: by its first keyword of these, or by its type."""
         by_keyword = {
             "$ref": self._refer,
             "anyOf": self._union,
@@ -290,7 +290,7 @@ class _Converter:
         return self._add(f'"{{" {self._members(pairs)} "}}"')
 
     def _members(self, pairs: list[tuple[str, bool]]) -> str:
-        """The pairs, each with whether it must come; the name of a rule, built from the last backwards."""
+        """Return the name of a rule for pairs, each with whether it must come; built from the last one."""
         after_others = alone = '""'  # what may follow a pair, and what may follow the brace
         for pair, must_come in reversed(pairs):
             begins, goes_on = f"{pair} {after_others}", f'"," space {pair} {after_others}'
@@ -310,7 +310,7 @@ def _schemas(schema: JsonObject, keyword: str, where: str) -> list[JsonObject]:
 
 
 def _implied_type(schema: JsonObject, where: str) -> str:
-    """The type of a schema that names none: the one that its keywords belong to."""
+    """Return the type of a schema that names none: the one that its keywords belong to."""
     for kind, words in _KEYWORDS.items():
         if words >= schema.keys():
             return kind
@@ -318,7 +318,7 @@ def _implied_type(schema: JsonObject, where: str) -> str:
 
 
 def _times(schema: JsonObject, least: str, most: str, where: str) -> str:
-    """How often something comes, as GBNF's `{m,n}`."""
+    """Return how often something comes, as GBNF's `{m,n}`."""
     low, high = schema.get(least, 0), schema.get(most)
     for number in (low, high):
         if number is not None and not (isinstance(number, int) and 0 <= number <= LONGEST_REPETITION):

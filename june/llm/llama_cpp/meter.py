@@ -62,7 +62,7 @@ class EngineStats:
 
     @property
     def step_overhead_share(self) -> float:
-        """What of a step is not spent in decoding; 0 to 1."""
+        """The share of a step that is not spent in decoding; 0 to 1."""
         return 1 - self.decode_s / self.step_s if self.step_s else 0.0
 
     @property
@@ -83,7 +83,7 @@ class Meter:
         self._held = 0, 0, 0
 
     def admitted(self, generation: Generation) -> None:
-        """An answer has got its sequence."""
+        """Count an answer that got its sequence."""
         reused = generation.cached_tokens - generation.restored_tokens
         self._reused += reused
         self._restored += generation.restored_tokens
@@ -93,7 +93,7 @@ class Meter:
         llm_queue_wait_seconds.observe(generation.admitted_s - generation.submitted_s)
 
     def stepped(self, step_s: float, decode_s: float, batch_tokens: int, prompt_tokens: int) -> None:
-        """A step is over, in which `prompt_tokens` of its `batch_tokens` were read."""
+        """Count a step in which `prompt_tokens` of the `batch_tokens` were read."""
         self._steps += 1
         self._step_s += step_s
         self._decode_s += decode_s
@@ -105,32 +105,32 @@ class Meter:
             llm_prompt_tokens_total.labels(source="evaluated").inc(prompt_tokens)
 
     def holds(self, running: int, waiting: int, kv_used_tokens: int) -> None:
-        """Who runs and waits now, and how full the cache is."""
+        """Note how many answers run and wait now, and how full the cache is."""
         self._held = running, waiting, kv_used_tokens
         llm_running.set(running)
         llm_waiting.set(waiting)
         llm_kv_used_tokens.set(kv_used_tokens)
 
     def evicted(self) -> None:
-        """A conversation has lost its place in the cache to another."""
+        """Count a conversation that lost its place in the cache to another."""
         self._evictions += 1
         llm_evictions_total.inc()
 
     def cancelled(self) -> None:
-        """Nobody wanted an answer any more."""
+        """Count an answer that nobody wanted any more."""
         self._cancelled += 1
         llm_cancelled_total.inc()
 
     def failed(self) -> None:
-        """An answer could not be written."""
+        """Count an answer that could not be written."""
         self._failed += 1
 
     def rebuilt(self) -> None:
-        """llama.cpp's context was built anew."""
+        """Count a context that was built anew."""
         self._rebuilt += 1
 
     def finished(self, generation: Generation, prompt_tokens: int) -> None:
-        """An answer was written to its end."""
+        """Count an answer that was written to its end."""
         now_s = time.perf_counter()
         written = len(generation.tokens) - prompt_tokens
         self._completed += written
@@ -147,7 +147,7 @@ class Meter:
         )
 
     def stats(self, kv_tokens: int) -> EngineStats:
-        """All of it, as it was after the last step."""
+        """Return all of it, as it was after the last step."""
         running, waiting, kv_used_tokens = self._held
         return EngineStats(
             running=running,

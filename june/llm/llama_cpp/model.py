@@ -105,7 +105,7 @@ class LlamaCpp:
             pass
 
     async def stream(self, request: ChatRequest) -> AsyncGenerator[Delta, None]:
-        """The answer, piece by piece; see the Protocol.
+        """Yield the answer, piece by piece; see the Protocol.
 
         The engine never waits for the reader: an answer has at most `max_tokens` pieces, and stands whole
         in memory if it is read slowly.
@@ -132,7 +132,7 @@ class LlamaCpp:
             await self._files.forget(conversation)
 
     async def _ask(self, request: "ChatRequest | _Forget") -> AsyncGenerator[Delta, None]:
-        """What the engine's thread has to say to a request."""
+        """Yield what the engine's thread says to a request."""
         channel = Channel[Delta](self._mailbox)
         self._channels.add(channel)
         self._requests.put((request, channel))
@@ -141,7 +141,7 @@ class LlamaCpp:
                 yield delta
 
     def write_now(self, request: ChatRequest) -> Iterator[Delta]:
-        """The same answer by the bare engine, on the caller's thread, while nothing else uses the model."""
+        """Yield the answer of the bare engine, on the caller's thread, while nothing else uses the model."""
         assert self._engine is not None  # noqa: S101 - `load` comes first
         reader = _Caller()
         self._engine.begin(request, reader)
@@ -153,12 +153,12 @@ class LlamaCpp:
             raise reader.error
 
     def stats(self) -> EngineStats:
-        """What the engine does and did since it was loaded."""
+        """Return what the engine does and did since it was loaded."""
         assert self._engine is not None  # noqa: S101 - `load` comes first
         return self._engine.stats()
 
     def describe(self) -> ModelDescription:
-        """Model, device, conversations and their cache."""
+        """Return model, device, conversations and their cache."""
         details: dict[str, str | int | float | bool] = {
             "context_tokens": self._settings.context_tokens,
             "slots": self._settings.slots,
@@ -190,7 +190,7 @@ class LlamaCpp:
         await self._thread.close()
 
     def _serve(self, stop: StopFlag, engine: "Engine") -> None:
-        """The life of the thread: take what was asked for, decode one batch, and again."""
+        """Serve until the thread is to end: take what was asked for, decode one batch, and again."""
         is_closing = False
         with stop.interrupts(lambda: self._requests.put(None)):
             while engine.is_busy or not is_closing:
@@ -225,7 +225,7 @@ def _ended(serving: "asyncio.Task[None]") -> GenerationError:
 
 
 def _state_maker(model: Model, own: LlamaCppSettings, *, offloaded: bool) -> str:
-    """A name for all that a state is made by: whatever of it changes, an older state is not read."""
+    """Return a name for all that a state depends on; if any of it changes, an older state is not read."""
     weights = [file.identity for file in model.files]
     number_format = cpu_format(model, own, offloaded=offloaded)
     made_by = (weights, number_format, own.kv_type, own.flash_attention, llama_cpp.__version__)

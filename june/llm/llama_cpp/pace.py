@@ -1,4 +1,4 @@
-"""How many tokens go into a batch, as this machine is measured to compute them."""
+"""Decides how many tokens go into a batch, by how fast this machine computes them."""
 
 from collections import deque
 
@@ -10,7 +10,7 @@ PAIRS = 8
 
 
 class PrefillPace:
-    """How many prompt tokens go into a batch.
+    """Decides how many prompt tokens go into a batch.
 
     A whole chunk, while nobody writes; as many as are read within the longest pause, while somebody does.
 
@@ -25,7 +25,7 @@ class PrefillPace:
         self._token_s = 0.0
 
     def chunk_tokens(self, *, is_writing: bool) -> int:
-        """The chunk for the next batch; at first, before anything was read, a small one."""
+        """Return the chunk for the next batch; a small one as long as nothing was read."""
         if not is_writing:
             return self._chunk_tokens
         if not self._token_s:
@@ -34,14 +34,14 @@ class PrefillPace:
         return min(max(fitting, SMALLEST_CHUNK_TOKENS), self._chunk_tokens)
 
     def decoded(self, batch_tokens: int, seconds: float) -> None:
-        """A batch took so long; the small ones say nothing about reading, which is faster by the token."""
+        """Note how long a batch took; small ones say nothing about reading, which takes less a token."""
         if batch_tokens >= SMALLEST_CHUNK_TOKENS:
             token_s = seconds / batch_tokens
             self._token_s = 0.7 * self._token_s + 0.3 * token_s if self._token_s else token_s
 
 
 class PairPace:
-    """Whether two answers get their next tokens in one batch, or one after the other.
+    """Decides whether two answers get their next tokens in one batch, or one after the other.
 
     Together is faster, as a rule. But llama.cpp computes one token of a batch by other kernels than two, and
     for some number formats and CPUs the latter take more than twice as long: SmolLM2 as Q8_0 7.4 and 21 ms.
@@ -53,13 +53,13 @@ class PairPace:
         self._two_s: deque[float] = deque(maxlen=PAIRS)
 
     def splits(self, parts: int, batch_tokens: int) -> bool:
-        """Whether a batch of so many parts is better decoded part by part."""
+        """Return whether a batch of so many parts is better decoded part by part."""
         is_pair = parts == batch_tokens == PAIR
         is_timed = len(self._one_s) == len(self._two_s) == PAIRS
         return is_pair and is_timed and PAIR * min(self._one_s) < min(self._two_s)
 
     def decoded(self, batch_tokens: int, seconds: float) -> None:
-        """A batch took so long."""
+        """Note how long a batch took."""
         if batch_tokens == 1:
             self._one_s.append(seconds)
         elif batch_tokens == PAIR:

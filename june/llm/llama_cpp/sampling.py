@@ -44,7 +44,7 @@ class LogitRows:
     n_tokens: int
 
     def __getitem__(self, row: int) -> Logits:
-        """Shape (tokens of the vocabulary,); what is written into it stays."""
+        """Return a row, of shape (tokens of the vocabulary,); what is written into it stays."""
         values = ctypes.c_float * self.n_tokens
         memory = values.from_address(self.address + row * ctypes.sizeof(values))
         return np.frombuffer(memoryview(memory), np.float32)
@@ -99,7 +99,7 @@ class Sampler:
         llama_cpp.llama_sampler_chain_add(self._chain, sampler)
 
     def draw(self, logits: LogitRows, row: int, likely: int | None, *, constrained: bool = False) -> int:
-        """The token drawn, which then counts as written.
+        """Return the token drawn, which then counts as written.
 
         Args:
             logits: those of a batch; penalties are written into them.
@@ -139,7 +139,7 @@ class Sampler:
             logits[written] = lowered - self._sampling.presence_penalty
 
     def _draw_by_numpy(self, logits: Logits) -> int:
-        """The token that the chain draws, shown only what it would not drop first of all; -1: none."""
+        """Return the token that the chain draws from all that it would not drop at once; -1: none."""
         logits[self._never] = -math.inf
         self._penalize(logits)
         if self._sampling.temperature == 0:
@@ -169,7 +169,7 @@ class Sampler:
 
 
 def draw_likely(logits: LogitRows, samplers: Sequence[Sampler]) -> Sequence[int | None]:
-    """What june's kernel draws for each sampler from its row, into which penalties are written.
+    """Return what june's kernel draws for each sampler from its row, into which penalties are written.
 
     That is what the sampler draws if its grammar allows it; -1: no logit is a number; None: it has to draw.
     """
@@ -183,7 +183,7 @@ def draw_likely(logits: LogitRows, samplers: Sequence[Sampler]) -> Sequence[int 
 
 
 def _draw(tokens: Tokens, logits: Logits, *samplers: Any) -> int:
-    """The one of the tokens that the samplers choose, one after the other; nothing counts as written."""
+    """Return the token that the samplers choose, one after the other; it does not count as written."""
     candidates = _candidates(tokens, logits)
     choice = _token_data_array(candidates)
     for sampler in samplers:

@@ -1,4 +1,4 @@
-"""What the cache held of conversations, as files: their history need not be evaluated anew.
+"""Keeps what the cache held of conversations in files: their history need not be evaluated anew.
 
 A file holds one conversation: its tokens, which are its text, and what the model computed of them. It stands
 only while the conversation is out of the cache: whoever takes it deletes it, and when the conversation leaves
@@ -91,7 +91,7 @@ class StateFiles:
         """
         saved = Saved(array("i", tokens), state)
         if saved.size_bytes > self.max_bytes:
-            log.warning("llm.state_unsaved", detail="it is larger than llm.llama_cpp.state_max_gb")
+            log.warning("state.dropped", detail="it is larger than llm.llama_cpp.state_max_gb")
             return
         self._writer.wait()
         name = _name(conversation)
@@ -100,7 +100,7 @@ class StateFiles:
         self._writer.run(lambda: self._write(name, saved))
 
     def tokens(self, conversation: str) -> Sequence[int]:
-        """The tokens of a conversation; empty if there is no file, or one that is refused at first sight."""
+        """Return the tokens of a conversation; empty if there is no file, or its head is refused."""
         name = _name(conversation)
         with self._lock:
             saved = self._unwritten.get(name)
@@ -116,7 +116,7 @@ class StateFiles:
             return ()
 
     def take(self, conversation: str) -> Saved | None:
-        """A conversation, which has no file afterwards; None if there was none, or it was refused."""
+        """Return a conversation and delete its file; None if there was none, or it was refused."""
         name = _name(conversation)
         with self._lock:
             saved = self._unwritten.get(name)
@@ -137,7 +137,7 @@ class StateFiles:
         try:
             _delete_conversation(self._directory, conversation)
         except OSError as error:
-            log.warning("llm.state_undeleted", detail=error.strerror)
+            log.warning("state.retained", detail=error.strerror)
 
     async def forget(self, conversation: str) -> None:
         """Delete what is kept of a conversation, of all models, also what is being written.
@@ -154,11 +154,11 @@ class StateFiles:
 
     def _refuse(self, conversation: str, error: OSError | ValueError) -> None:
         reason = error.strerror if isinstance(error, OSError) else str(error)
-        log.warning("llm.state_refused", detail=reason)
+        log.warning("state.refused", detail=reason)
         self.discard(conversation)
 
     def _read(self, name: str) -> Saved:
-        """The whole file.
+        """Return the whole file.
 
         Raises:
             OSError: it cannot be read.
@@ -187,7 +187,7 @@ class StateFiles:
             finally:
                 partial.unlink(missing_ok=True)
         except OSError as error:
-            log.warning("llm.state_unsaved", detail=error.strerror)
+            log.warning("state.dropped", detail=error.strerror)
         finally:
             with self._lock:
                 if self._unwritten.get(name) is saved:
@@ -252,7 +252,7 @@ def _name(conversation: str) -> str:
 
 
 def _stats(directory: Path) -> dict[Path, os.stat_result]:
-    """The files of all models; those that another thread deletes meanwhile may be missing."""
+    """Return the files of all models; those that another thread deletes meanwhile may be missing."""
     stats = {}
     for path in directory.glob("*/*"):
         if NAME.fullmatch(path.name):
@@ -262,7 +262,7 @@ def _stats(directory: Path) -> dict[Path, os.stat_result]:
 
 
 def _read_head(file: BinaryIO) -> "tuple[array[int], int, bytes]":
-    """Tokens, bytes of state, and SHA-256.
+    """Return tokens, bytes of state, and SHA-256.
 
     Raises:
         ValueError: the file is of another kind, or not whole.

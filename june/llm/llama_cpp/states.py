@@ -35,7 +35,7 @@ class SequenceStates:
             kept.append(sequence)
         for sequence in reversed(kept):
             self.save(sequence)
-        log.info("llm.states_saved", conversations=len(kept))
+        log.info("states.saved", conversations=len(kept))
 
     def tokens(self, conversation: str) -> Sequence[int]:
         """`SavedStates.tokens`."""
@@ -47,7 +47,7 @@ class SequenceStates:
         if saved is None:
             return False
         if not self._context.set_state(sequence, saved.state, len(saved.tokens)):
-            log.warning("llm.state_refused", detail="llama.cpp does not take it")
+            log.warning("state.refused", detail="llama.cpp does not take it")
             return False
         return True
 

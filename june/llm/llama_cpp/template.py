@@ -22,7 +22,7 @@ class ChatTemplate:
         self._formatter = Jinja2ChatFormatter(source, bos_token=bos, eos_token=eos)
 
     def __call__(self, messages: list[dict[str, Any]], **keywords: Any) -> str:
-        """The prompt.
+        """Return the prompt.
 
         Raises:
             GenerationError: the template does not take such a conversation.
@@ -37,7 +37,7 @@ class ChatTemplate:
 
 
 def template_of(model: Any, name: str, vocabulary: Vocabulary) -> ChatTemplate:
-    """The template that the model's file brings along.
+    """Return the template that the model's file brings along.
 
     Raises:
         ModelLoadError: it brings none.

@@ -34,14 +34,14 @@ class Vocabulary:
         self._pieces: dict[int, bytes] = {}
 
     def tokenize(self, text: str) -> list[int]:
-        """The tokens of a text, in which control tokens are taken for what they are."""
+        """Return the tokens of a text, in which control tokens are taken for what they are."""
         data = text.encode("utf-8", "replace")
         tokens = (llama_cpp.llama_token * (len(data) + 8))()
         count = llama_cpp.llama_tokenize(self._vocabulary, data, len(data), tokens, len(tokens), False, True)
         return tokens[:count]
 
     def piece(self, token: int) -> bytes:
-        """The bytes of a token, which may be a part of a character; none of a control token."""
+        """Return the bytes of a token, which may be a part of a character; none of a control token."""
         if (piece := self._pieces.get(token)) is None:
             size = llama_cpp.llama_token_to_piece(
                 self._vocabulary, token, self._buffer, LONGEST_PIECE_BYTES, 0, False
@@ -50,7 +50,7 @@ class Vocabulary:
         return piece
 
     def grammar(self, gbnf: str) -> Any:
-        """A sampler that lets pass only tokens with which the text follows the grammar.
+        """Return a sampler that lets pass only tokens with which the text follows the grammar.
 
         Raises:
             GenerationError: llama.cpp does not take the grammar.
@@ -68,11 +68,11 @@ class Vocabulary:
         return sampler
 
     def bos(self) -> str:
-        """The control token that begins a text; empty if there is none."""
+        """Return the control token that begins a text; empty if there is none."""
         return self._name(llama_cpp.llama_vocab_bos(self._vocabulary))
 
     def eos(self) -> str:
-        """The control token that ends a text; empty if there is none."""
+        """Return the control token that ends a text; empty if there is none."""
         return self._name(llama_cpp.llama_vocab_eos(self._vocabulary))
 
     def _name(self, token: int) -> str:

@@ -17,7 +17,7 @@ CONVERTED = 0
 
 
 def converted(path: Path, number_format: str, *, threads: int) -> Path:
-    """The file with the weights of `path` in another format; `path` itself if no copy can be made.
+    """Return the file with the weights of `path` in another format; `path` itself if no copy can be made.
 
     The copy gets its name when it is complete, and is made anew if the original is younger.
 
@@ -52,7 +52,7 @@ def converted(path: Path, number_format: str, *, threads: int) -> Path:
 
 
 def _remove_partials(copy: Path) -> None:
-    """Those of processes that were killed while they converted; each has its process's number in its name."""
+    """Remove copies of processes that were killed while they converted; their number is in the name."""
     for partial in copy.parent.glob(f"{copy.stem}.*.partial"):
         process = partial.suffixes[-2].removeprefix(".")
         if not Path("/proc", process).exists():

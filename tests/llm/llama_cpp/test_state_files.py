@@ -109,7 +109,7 @@ def test_a_file_that_is_not_what_was_written_is_refused_and_goes(
         assert files.take(ANN) is None
     assert kept(tmp_path) == {bob.name}
     told = capsys.readouterr()
-    assert "llm.state_refused" in told.out + told.err
+    assert "state.refused" in told.out + told.err
     assert ANN not in told.out + told.err
 
 
@@ -183,7 +183,7 @@ def test_a_full_disk_costs_only_the_file(tmp_path: Path, capsys: pytest.CaptureF
         (tmp_path / "small-f16").rmdir()
         files.put(ANN, TOKENS, bytearray(b"state"))
     told = capsys.readouterr()
-    assert "llm.state_unsaved" in told.out + told.err
+    assert "state.dropped" in told.out + told.err
 
 
 # --- llama.cpp ---
@@ -359,7 +359,7 @@ async def test_the_bound_holds_for_what_is_saved_at_the_end(
         async with loaded(roomy, model_paths, slots) as llm:
             for name in (ANN, BOB):
                 await answer(llm, asks(*SHORT, ChatMessage("user", name), conversation=name, max_tokens=1))
-    assert [each["conversations"] for each in logs if each["event"] == "llm.states_saved"] == [1]
+    assert [each["conversations"] for each in logs if each["event"] == "states.saved"] == [1]
     async with loaded(roomy, model_paths, slots) as llm:
         again = [
             await answer(llm, asks(*SHORT, ChatMessage("user", name), conversation=name, max_tokens=1))
