@@ -19,7 +19,7 @@ from june.messages import ModelDescription
 from june.sections import AccessSettings, ApiSettings, QueueSettings
 from june.store import Received, Role, Store, open_store
 from tests.fakes import FakeAdapter
-from tests.stored import Clock, inbound
+from tests.stored import Clock, inbound, place_by_default
 
 OWNER = "telegram:1"
 BERT = "telegram:2"
@@ -146,7 +146,7 @@ class Office:
             for index, text in enumerate(texts)
         ]
         role: Role = "owner" if user in self.access.owners else "allowed"
-        return await self.store.inbox.receive([(one, role) for one in batch])
+        return await self.store.inbox.receive([(one, role) for one in batch], place=place_by_default)
 
     async def deliver(self) -> list[str]:
         """Send everything that is due; the texts."""

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,8 +12,10 @@ import pytest
 
 from june.audio import decode
 from june.bench.voice import Question
+from june.conversation.answering import choose_mode
+from june.conversation.attending import Desk
+from june.conversation.deciding import Rules, place
 from june.conversation.dispatch import Dispatcher
-from june.conversation.reply import Desk, choose_mode
 from june.conversation.speaking import Speaker
 from june.errors import DeliveryError, QueueError, Refusal, StoreError, SynthesisError
 from june.lineup import create_pipeline
@@ -107,7 +110,10 @@ class House:
         self.pipeline = create_pipeline(settings, self.stt, self.llm, self.tts, cores=2)
         self.addresses = FakeAddresses()
         self.desk = Desk(
-            settings,
+            settings.chat,
+            settings.reply,
+            settings.routes,
+            settings.llm,
             store,
             self.pipeline,
             apps,
@@ -124,7 +130,10 @@ class House:
 
     async def arrive(self, *messages: Inbound) -> list[Received]:
         """Messages are stored, and noticed."""
-        arrived = await self.store.inbox.receive([(message, "owner") for message in messages])
+        rules = Rules(self.settings.routes, self.settings.chat.names)
+        arrived = await self.store.inbox.receive(
+            [(message, "owner") for message in messages], place=partial(place, rules=rules)
+        )
         self.dispatcher.notice(arrived)
         return arrived
 
@@ -603,7 +612,7 @@ async def ask(house: House) -> int:
 async def test_a_spoken_answer_answers_when_it_was_heard(open_house: Open) -> None:
     async with open_house() as house:
         question = await ask(house)
-        (arrived,) = await house.arrive(voice(1, route="assistant", reply_to="900"))
+        (arrived,) = await house.arrive(voice(1, reply_to="900"))
         assert (await house.store.feed.message(question)).status == "SENT"
         await when(house, question, lambda found: found.status == "RESPONDED")
         _, answer = await house.store.feed.reply(question)
