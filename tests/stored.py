@@ -15,6 +15,8 @@ VOICE = Voice(ogg_opus=b"OggS" * 2000, duration_s=2.5, waveform=bytes(range(25))
 
 place_by_default = partial(place, rules=Rules(RoutesSettings(), ("june",)))
 """How june stores a message if nothing is set."""
+place_in_queue = partial(place, rules=Rules(RoutesSettings(owner="queue", allowed="queue"), ("june",)))
+"""How june stores a message if all of them are for the queue."""
 
 
 @dataclass
