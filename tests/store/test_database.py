@@ -47,7 +47,7 @@ async def test_a_file_can_be_opened_again_when_it_was_closed(path: Path) -> None
     async with open_store(path) as store:
         await receive(store, inbound(1))
     async with open_store(path) as store:
-        assert (await claim(store)).message == inbound(1)
+        assert (await claim(store)).message == inbound(1, route="assistant")
 
 
 async def test_reading_needs_a_file(path: Path) -> None:

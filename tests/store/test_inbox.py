@@ -45,7 +45,7 @@ async def test_a_received_message_is_read_back_unchanged(store: Store, clock: Cl
     new = await store.inbox.receive([(message, "allowed")], place=place_by_default)
     expected = Received(
         id=new[0].id,
-        message=message,
+        message=replace(message, route="assistant"),
         role="allowed",
         attempts=0,
         transcript=None,
