@@ -27,12 +27,12 @@ from june.store import Placed, Received, Role, Ties
 from tests.stored import inbound
 
 RECORDING = Attachment("file", 10_000, 6)
-GROUP = {"is_group": True, "is_addressed": False}
-COMMAND = {"kind": "command"}
+GROUP: dict[str, Any] = {"is_group": True, "is_addressed": False}
+COMMAND: dict[str, Any] = {"kind": "command"}
 
 QUESTION, ORIGINAL = Ties(replied_to=4, question=4), Ties(replied_to=5, forwarded=6)
 ASKED_LAST = Ties(question=4)
-REPLY = {"reply_to": "900"}
+REPLY: dict[str, Any] = {"reply_to": "900"}
 NOTE = {"queue_word": "note"}
 QUEUE, FORWARD = {"owner": "queue", "allowed": "queue"}, {"owner": "forward", "allowed": "forward"}
 
