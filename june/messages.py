@@ -212,9 +212,13 @@ class Inbound:
     """The platform's id of the message that it replies to."""
     sent_at_s: float = 0.0
     """When it was sent, by the platform's clock; seconds since 1970."""
-    route: Route = "assistant"
-    may_answer: bool = True
-    """Without replying to it, it may still be the answer to a program's question: no other use was named."""
+    route: Route | None = None
+    """What becomes of it; None: that is not decided yet."""
+
+    @property
+    def may_be_for_june(self) -> bool:
+        """Whether it is for june, or a recording in which june may be named."""
+        return self.is_addressed or self.attachment is not None
 
     @property
     def is_stop_command(self) -> bool:

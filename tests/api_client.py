@@ -19,7 +19,7 @@ from june.messages import ModelDescription
 from june.sections import AccessSettings, ApiSettings, QueueSettings
 from june.store import Received, Role, Store, open_store
 from tests.fakes import FakeAdapter
-from tests.stored import Clock, inbound
+from tests.stored import Clock, inbound, place_in_queue
 
 OWNER = "telegram:1"
 BERT = "telegram:2"
@@ -141,12 +141,9 @@ class Office:
     async def arrive(self, *texts: str, user: str = OWNER, **fields: Any) -> list[Received]:
         """Messages for the queue."""
         number = len(await self.store.history.entries(limit=10**6)) + 100
-        batch = [
-            inbound(number + index, user, text, **{"route": "queue", **fields})
-            for index, text in enumerate(texts)
-        ]
+        batch = [inbound(number + index, user, text, **fields) for index, text in enumerate(texts)]
         role: Role = "owner" if user in self.access.owners else "allowed"
-        return await self.store.inbox.receive([(one, role) for one in batch])
+        return await self.store.inbox.receive([(one, role) for one in batch], place=place_in_queue)
 
     async def deliver(self) -> list[str]:
         """Send everything that is due; the texts."""

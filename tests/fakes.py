@@ -73,15 +73,18 @@ class FakeModel:
 
 @dataclass
 class FakeStt(FakeModel):
-    """`SpeechToText` that always hears `text`."""
+    """`SpeechToText` that always hears `text`, as soon as `before` is set."""
 
     text: str = "What is the sky?"
+    before: asyncio.Event | None = None
     languages: list[str] = field(default_factory=list)
 
     async def transcribe(self, pcm: Pcm, *, language: str = "") -> Transcript:
         """See the Protocol."""
         with self.running():
             self.languages.append(language)
+            if self.before is not None:
+                await self.before.wait()
             await self.come_to_it()
             return Transcript(self.text, language or "en", len(pcm) / 16_000)
 

@@ -1,14 +1,22 @@
 """Messages for the tests of the store, and the calls that most of them make."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
+from june.conversation.deciding import Rules, place
 from june.messages import Attachment, Inbound, InboundKind, Outbound, Voice
+from june.sections import RoutesSettings
 from june.store import DueMessage, Received, Store
 
 ANNA = "telegram:1"
 BERT = "telegram:2"
 VOICE = Voice(ogg_opus=b"OggS" * 2000, duration_s=2.5, waveform=bytes(range(25)))
+
+place_by_default = partial(place, rules=Rules(RoutesSettings(), ("june",)))
+"""How june stores a message if nothing is set."""
+place_in_queue = partial(place, rules=Rules(RoutesSettings(owner="queue", allowed="queue"), ("june",)))
+"""How june stores a message if all of them are for the queue."""
 
 
 @dataclass
@@ -43,7 +51,7 @@ def explain(received: Received) -> Outbound:
 
 
 async def receive(store: Store, *messages: Inbound) -> list[Received]:
-    return await store.inbox.receive([(message, "owner") for message in messages])
+    return await store.inbox.receive([(message, "owner") for message in messages], place=place_by_default)
 
 
 async def claim(store: Store, *exclude_chats: str) -> Received:

@@ -19,6 +19,7 @@ from june.chat.apps import APPS, chat_apps
 from june.chat.commands import Commands
 from june.chat.delivery import Delivery
 from june.chat.intake import Gate
+from june.conversation.deciding import Rules, place
 from june.conversation.leases import Leases
 from june.errors import SENTENCES, GenerationError, SettingsError
 from june.lineup import find_llms
@@ -109,7 +110,7 @@ class June:
         self._gate = Gate(
             store,
             settings.access,
-            settings.routes,
+            partial(place, rules=Rules(settings.routes, settings.chat.names)),
             on_received=self._notice,
             on_outbox=self._delivery.wake,
             move=self._move,

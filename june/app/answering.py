@@ -9,9 +9,9 @@ from june.app.supervision import end
 from june.chat import Adapter
 from june.chat.connected import ConnectedApps
 from june.conversation.apps import Addresses
+from june.conversation.attending import CommandRunner, Desk
 from june.conversation.dispatch import Dispatcher
 from june.conversation.failing import TurnRecord
-from june.conversation.reply import CommandRunner, Desk
 from june.conversation.speaking import Speaker
 from june.lineup import Models, open_models, open_pipeline, pull_models
 from june.messages import ModelDescription, Platform
@@ -76,7 +76,18 @@ async def open_answering(
         await pull_models(settings)
     async with open_models(settings) as models, open_pipeline(settings, models) as pipeline:
         apps = ConnectedApps(store, adapters, max_bytes=settings.audio.max_bytes)
-        desk = Desk(settings, store, pipeline, apps, addresses, run_command, wake_delivery)
+        desk = Desk(
+            settings.chat,
+            settings.reply,
+            settings.routes,
+            settings.llm,
+            store,
+            pipeline,
+            apps,
+            addresses,
+            run_command,
+            wake_delivery,
+        )
         speaker = Speaker(store, pipeline.voicer, wake_delivery)
         answering = Answering(models, Dispatcher(desk), speaker, desk.record)
         try:

@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from june.api.server import serving
 from june.api.services import Services
 from june.bench.report import percentiles
 from june.chat.addresses import AddressBook
+from june.conversation.deciding import Rules, place
 from june.errors import JuneError
 from june.messages import Inbound
-from june.sections import AccessSettings, ApiSettings, QueueSettings
+from june.sections import AccessSettings, ApiSettings, QueueSettings, RoutesSettings
 from june.store import Explain, Store, open_store
 
 BATCH = 500
@@ -83,6 +85,7 @@ async def run(messages: int, requests: int) -> dict[str, Any]:
 
 
 async def _fill(store: Store, messages: int) -> None:
+    to_queue = partial(place, rules=Rules(RoutesSettings(owner="queue"), ()))
     for begin in range(0, messages, BATCH):
         batch = [
             Inbound(
@@ -93,11 +96,10 @@ async def _fill(store: Store, messages: int) -> None:
                 "Someone",
                 "text",
                 f"Message {number}: please look at the heating, and tell me what it needs.",
-                route="queue",
             )
             for number in range(begin, min(begin + BATCH, messages))
         ]
-        await store.inbox.receive([(message, "owner") for message in batch])
+        await store.inbox.receive([(message, "owner") for message in batch], place=to_queue)
 
 
 async def _time_lists(session: ClientSession, path: str, requests: int) -> list[float]:

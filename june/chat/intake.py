@@ -12,11 +12,10 @@ import secrets
 import time
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import replace
 
 from june.messages import Attachment, Inbound, Outbound
-from june.sections import AccessSettings, RoutesSettings
-from june.store import Received, Role, Store
+from june.sections import AccessSettings
+from june.store import Placed, Received, Role, Store, Ties
 from june.telemetry import dropped_total, log, messages_total
 
 MINUTE_S = 60.0
@@ -51,7 +50,7 @@ class Gate:
     Args:
         store: the inbox, and who was let in or shut out.
         access: owners, allowed people and their limits.
-        routes: what becomes of their messages.
+        place: decides how a message is stored; see `june.store.Inbox.receive`.
         on_received: called with the messages that are new, once they are committed.
         on_outbox: called once a notice is committed that is to be sent.
         move: keeps a chat under its new name; by default the store does.
@@ -62,7 +61,7 @@ class Gate:
         self,
         store: Store,
         access: AccessSettings,
-        routes: RoutesSettings,
+        place: Callable[[Inbound, Role, Ties], Placed],
         *,
         on_received: Callable[[Sequence[Received]], None],
         on_outbox: Callable[[], None],
@@ -71,7 +70,7 @@ class Gate:
     ) -> None:
         self._store = store
         self._access = access
-        self._routes = routes
+        self._place = place
         self._on_received = on_received
         self._on_outbox = on_outbox
         self._move = move or store.conversations.move
@@ -110,7 +109,7 @@ class Gate:
             accepted: list[tuple[Inbound, Role]] = []
             replies: list[Outbound] = []
             for message in batch:
-                if message.attachment is None and not message.is_addressed:
+                if not message.may_be_for_june:
                     dropped_total.labels("not_addressed").inc()
                     continue
                 role = await self.role_of(message.user)
@@ -119,23 +118,27 @@ class Gate:
                     continue
                 refusal = await self._refusal(message, accepted) if role == "allowed" else None
                 if refusal is None:
-                    accepted.append((routed(message, role, self._routes), role))
+                    accepted.append((message, role))
                 else:
                     replies += self._refuse(message, refusal)
-            commands = {(one.chat, one.message_id) for one in batch if one.kind == "command"}
-            queued = {(one.chat, one.message_id) for one, _ in accepted if one.kind != "command"} & commands
+            commands = {(one.chat, one.message_id) for one, _ in accepted if one.kind == "command"}
 
             def confirm(received: Received) -> Outbound | None:
+                """Confirm what a command put into the queue: nothing else would show it."""
                 message = received.message
-                is_queued = (message.chat, message.message_id) in queued
-                return _notice(message, QUEUED) if is_queued else None
+                is_command = (message.chat, message.message_id) in commands
+                if not is_command or message.route != "queue":
+                    return None
+                return _notice(message, QUEUED)
 
-            new = await self._store.inbox.receive(accepted, cursor=cursor, replies=replies, confirm=confirm)
+            new = await self._store.inbox.receive(
+                accepted, place=self._place, cursor=cursor, replies=replies, confirm=confirm
+            )
             for received in new:
                 messages_total.labels(received.message.platform, received.message.kind, received.role).inc()
             if new:
                 self._on_received(new)
-            if replies or queued:
+            if replies or any(map(confirm, new)):
                 self._on_outbox()
 
     async def _turn_away(self, message: Inbound) -> list[Outbound]:
@@ -225,18 +228,6 @@ async def role_of(store: Store, access: AccessSettings, user: str) -> Role | Non
     if stored == "allowed" or (stored is None and user in access.allowed):
         return "allowed"
     return None
-
-
-def routed(message: Inbound, role: Role, routes: RoutesSettings) -> Inbound:
-    """Return the message with what becomes of it; an owner's that names the queue loses that name."""
-    if message.kind == "command":
-        name, *rest = message.text.split(maxsplit=1)
-        if name.casefold() == "/queue" and rest and role == "owner":
-            return replace(message, kind="text", text=rest[0], route="queue", may_answer=False)
-        return message
-    if role == "owner" and (text := routes.after_queue_word(message.text)) is not None:
-        return replace(message, text=text, route="queue", may_answer=False)
-    return replace(message, route=routes.owner if role == "owner" else routes.allowed)
 
 
 def _length_s(recording: Attachment) -> float:

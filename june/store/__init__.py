@@ -22,7 +22,7 @@ from june.store.inbox import Inbox
 from june.store.outbox import Outbox, Unspoken
 from june.store.people import Access, People, Person
 from june.store.queue import MAX_TEXT, Explain, Letter, Queue
-from june.store.rows import Direction, DueMessage, HistoryEntry, Message, Received, Role
+from june.store.rows import Direction, DueMessage, HistoryEntry, Message, Placed, Received, Role, Ties
 from june.store.status import Status
 from june.store.upkeep import Contents, Kept, Pruned, Upkeep
 
@@ -48,6 +48,7 @@ __all__ = [
     "Outbox",
     "People",
     "Person",
+    "Placed",
     "Pruned",
     "Queue",
     "Received",
@@ -56,6 +57,7 @@ __all__ = [
     "Stats",
     "Status",
     "Store",
+    "Ties",
     "Unspoken",
     "Upkeep",
     "Use",

@@ -7,8 +7,8 @@ from typing import Literal
 from june.messages import Inbound, Outbound, Transcript, Usage, Voice
 from june.store.database import Part, transaction
 from june.store.outbox import add_outbound, add_voice
-from june.store.questions import forwarded, free, open_question, replied_to, reserve, settle
-from june.store.rows import Received, Role, received, to_json
+from june.store.questions import find_ties, free, reserve, settle
+from june.store.rows import Placed, Received, Role, Ties, received, to_json
 from june.store.status import set_status
 from june.store.transactions import Transaction
 from june.telemetry import new_trace_context
@@ -23,6 +23,7 @@ class Inbox(Part):
         sql: Transaction,
         batch: Sequence[tuple[Inbound, Role]],
         *,
+        place: Callable[[Inbound, Role, Ties], Placed],
         cursor: tuple[str, str] | None = None,
         replies: Sequence[Outbound] = (),
         confirm: Callable[[Received], Outbound | None] = lambda _: None,
@@ -31,11 +32,12 @@ class Inbox(Part):
 
         Args:
             batch: messages with the role of their sender.
+            place: returns how a message is stored; it is called in the transaction, on the store's thread.
             cursor: the name and the value of a cursor to store in the same transaction.
             replies: messages for the outbox, in the same transaction.
             confirm: returns the message, if any, that goes to the outbox for a message that was not known.
         """
-        rows = [_add_inbound(sql, message, role) for message, role in batch]
+        rows = [_add_inbound(sql, message, role, place) for message, role in batch]
         for row in rows:
             if row is not None and (notice := confirm(row)) is not None:
                 add_outbound(sql, notice, answers=row.id)
@@ -257,14 +259,12 @@ def _reply(sql: Transaction, message_id: int, replies: Sequence[Outbound]) -> Li
     return True
 
 
-def _add_inbound(sql: Transaction, message: Inbound, role: Role) -> Received | None:
+def _add_inbound(
+    sql: Transaction, arrived: Inbound, role: Role, place: Callable[[Inbound, Role, Ties], Placed]
+) -> Received | None:
     """Store a message and return it, or None if it was known already."""
-    attachment = message.attachment
-    answers, route = replied_to(sql, message), message.route
-    if (question := open_question(sql, message, answers)) is not None:
-        answers, route = question, "answer"
-    elif (original := forwarded(sql, answers, role)) is not None and message.kind != "command":
-        answers, route = original, "return"
+    placed = place(arrived, role, find_ties(sql, arrived))
+    message, attachment = placed.message, placed.message.attachment
     row = sql.row(
         "INSERT INTO messages (direction, platform, chat, user, user_name, role, kind, text,"
         " platform_message_id, reply_to, duration_s, is_group, is_addressed, is_urgent, sent_at_s,"
@@ -288,16 +288,16 @@ def _add_inbound(sql: Transaction, message: Inbound, role: Role) -> Received | N
         is_urgent=message.is_stop_command,
         sent_at_s=message.sent_at_s,
         attachment=to_json(attachment) if attachment else None,
-        route=route,
-        taker="program" if route == "queue" and attachment is None else "june",
-        answers=answers,
+        route=placed.route,
+        taker="program" if placed.taker == "program" else "june",
+        answers=placed.answers,
         trace_context=new_trace_context(),
         now_s=sql.now_s,
     )
     if row is None:
         return None
-    if question is not None:
-        reserve(sql, question, row["id"])
-        if attachment is None:
-            settle(sql, row["id"])
+    if placed.route == "answer" and placed.answers is not None:
+        reserve(sql, placed.answers, row["id"])
+    if placed.taker == "nobody":
+        settle(sql, row["id"])
     return received(row)

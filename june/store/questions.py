@@ -1,12 +1,13 @@
-"""Which received message answers which question.
+"""How a received message hangs together with stored ones: with questions, and with what was forwarded.
 
-A message answers the question that it replies to in the chat app. If it is not a reply, it answers the
-question that its chat was asked last, since that is the one right above it. A recording becomes the answer
-once it has been transcribed; until then the question is reserved for it.
+The open question of a message is the one that it replies to in the chat app. If it is not a reply, it is the
+one that its chat was asked last, since that stands right above it. Whether the message answers it is decided
+in `june.conversation.deciding`. A recording becomes the answer once it has been transcribed; until then the
+question is reserved for it.
 """
 
 from june.messages import Inbound
-from june.store.rows import Role
+from june.store.rows import Ties
 from june.store.transactions import Transaction, Value
 
 OPEN = (
@@ -16,8 +17,13 @@ OPEN = (
 """A question without an answer that the person has seen."""
 
 
-def replied_to(sql: Transaction, message: Inbound) -> int | None:
-    """Return the id of the stored message that a received one replies to, or None if it replies to none."""
+def find_ties(sql: Transaction, message: Inbound) -> Ties:
+    """Return how a received message hangs together with stored ones."""
+    replied = _replied_to(sql, message)
+    return Ties(replied, _open_question(sql, message, replied), _forwarded(sql, replied))
+
+
+def _replied_to(sql: Transaction, message: Inbound) -> int | None:
     if not message.reply_to:
         return None
     row = sql.row(
@@ -30,11 +36,8 @@ def replied_to(sql: Transaction, message: Inbound) -> int | None:
     return None if row is None else row["id"]
 
 
-def open_question(sql: Transaction, message: Inbound, replied: int | None) -> int | None:
-    """Return the id of the question that a received message answers, or None if it answers none."""
+def _open_question(sql: Transaction, message: Inbound, replied: int | None) -> int | None:
     asked: dict[str, Value] = {"chat": message.chat, "user": message.user, "now_s": sql.now_s}
-    if message.kind == "command":
-        return None
     if message.reply_to:
         row = sql.row(
             f"SELECT id FROM messages WHERE {OPEN} AND id IN"  # noqa: S608 - a constant
@@ -42,16 +45,13 @@ def open_question(sql: Transaction, message: Inbound, replied: int | None) -> in
             replied=replied,
             **asked,
         )
-    elif message.may_answer and message.is_addressed:
-        row = sql.row(f"SELECT id FROM messages WHERE {OPEN} ORDER BY id DESC LIMIT 1", **asked)  # noqa: S608
     else:
-        row = None
+        row = sql.row(f"SELECT id FROM messages WHERE {OPEN} ORDER BY id DESC LIMIT 1", **asked)  # noqa: S608
     return None if row is None else row["id"]
 
 
-def forwarded(sql: Transaction, replied: int | None, role: Role) -> int | None:
-    """Return the id of the original of a forwarded message that the owner replies to, or None."""
-    if replied is None or role != "owner":
+def _forwarded(sql: Transaction, replied: int | None) -> int | None:
+    if replied is None:
         return None
     row = sql.row("SELECT forwards FROM messages WHERE id = :id", id=replied)
     return None if row is None else row["forwards"]

@@ -5,7 +5,7 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from june.messages import Attachment, Delivered, Inbound, Outbound, Purpose, Transcript, Voice
+from june.messages import Attachment, Delivered, Inbound, Outbound, Purpose, Route, Transcript, Voice
 from june.store.status import Status
 from june.store.transactions import Row
 
@@ -13,6 +13,31 @@ Role = Literal["owner", "allowed"]
 """The role of a person whose messages june accepts."""
 
 Direction = Literal["in", "out"]
+
+
+@dataclass(frozen=True, slots=True)
+class Ties:
+    """How a received message hangs together with stored ones, by their ids."""
+
+    replied_to: int | None = None
+    """The message that it replies to in the chat app."""
+    question: int | None = None
+    """The open question of a program that it replies to; if it is not a reply, the one that its sender was
+    asked last in its chat."""
+    forwarded: int | None = None
+    """The message that was passed on to the owner as the one that it replies to."""
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """How a received message is stored."""
+
+    message: Inbound
+    route: Route
+    answers: int | None
+    """The id of the message that it answers, returns or replies to."""
+    taker: Literal["june", "program", "nobody"]
+    """Who works on it next; nobody: it answers a question, and is done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +61,17 @@ class Received:
     """The id of the stored message that it replies to; 0: none."""
     trace_context: str = ""
     """Its trace, see june/telemetry/stages.py; "" if a june without traces received it."""
+
+    @property
+    def ties(self) -> Ties:
+        """What it was stored with of how it hangs together with other messages."""
+        answers = self.answers or None
+        match self.message.route:
+            case "answer":
+                return Ties(question=answers)
+            case "return":
+                return Ties(forwarded=answers)
+        return Ties(replied_to=answers)
 
 
 @dataclass(frozen=True, slots=True)

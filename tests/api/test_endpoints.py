@@ -327,7 +327,7 @@ async def ask(office: Office, **body: Any) -> int:
 async def test_the_platforms_reply_to_a_question_is_its_answer(office: Office) -> None:
     first, second = await ask(office), await ask(office)
     shown = list(office.app.chats[OWNER])
-    (answer,) = await office.arrive("Yes", reply_to=shown[0], route="assistant")
+    (answer,) = await office.arrive("Yes", reply_to=shown[0])
     reply = await office.client.get(f"/v1/messages/{first}/reply")
     assert reply.body["status"] == "RESPONDED"
     assert reply.body["reply"] == (await office.client.get(f"/v1/messages/{answer.id}")).body
@@ -339,8 +339,8 @@ async def test_the_platforms_reply_to_a_question_is_its_answer(office: Office) -
 async def test_the_next_message_answers_the_question_asked_last(office: Office) -> None:
     first, second = await ask(office), await ask(office)
     await office.arrive("not an answer", user=BERT)
-    await office.arrive("/help", kind="command", route="assistant")
-    await office.arrive("a task", may_answer=False)
+    await office.arrive("/help", kind="command")
+    await office.arrive("/queue a task", kind="command")
     await office.arrive("a reply to something else", reply_to="99")
     await office.arrive("No")
     assert (await office.client.get(f"/v1/messages/{second}/reply")).body["reply"]["text"] == "No"

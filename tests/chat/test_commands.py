@@ -17,6 +17,7 @@ from june.messages import ChatPreferences, Inbound
 from june.sections import AccessSettings, ReplySettings, SttSettings
 from june.settings import Settings
 from june.store import Store, open_store
+from tests.stored import place_by_default
 
 OWNER, BOB, STRANGER = "telegram:1", "telegram:2", "telegram:3"
 CHAT, GROUP = "telegram:77", "telegram:-100"
@@ -36,7 +37,7 @@ class Desk:
         self.gate = Gate(
             self.store,
             self.settings.access,
-            self.settings.routes,
+            place_by_default,
             on_received=lambda _: None,
             on_outbox=lambda: None,
         )
@@ -70,7 +71,9 @@ class Desk:
         message = Inbound(
             "telegram", f"m{self.messages}", chat, user, "Bob", kind, words, is_group=chat == GROUP
         )
-        (row,) = await self.store.inbox.receive([(message, "owner" if user == OWNER else "allowed")])
+        (row,) = await self.store.inbox.receive(
+            [(message, "owner" if user == OWNER else "allowed")], place=place_by_default
+        )
         return row.id
 
     async def run(self, words: str, user: str = OWNER, chat: str = CHAT) -> str:

@@ -5,6 +5,7 @@ import json
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,13 @@ from prometheus_client import REGISTRY
 from structlog.testing import capture_logs
 
 from june.chat.intake import HOUR_S, MAX_REMEMBERED_STRANGERS, TRIES_PER_HOUR, WELCOME, Gate, new_pairing_code
+from june.conversation.deciding import Rules, place
 from june.errors import StoreError
 from june.messages import Attachment, ChatPreferences, Inbound
 from june.sections import AccessSettings, RoutesSettings, TelemetrySettings
 from june.store import HistoryEntry, Received, Store, open_store
 from june.telemetry import configure_logging, hashed
+from tests.stored import place_by_default
 
 OWNER, BOB, STRANGER = "telegram:1", "telegram:2", "telegram:3"
 START_S = 1_800_000_000.0
@@ -62,7 +65,17 @@ async def open_door(
         return opened.now_s
 
     async with open_store(path / "june.db", clock=clock) as store:
-        opened = Doorstep(store, Gate(store, access, routes, on_received=note, on_outbox=wake, clock=clock))
+        opened = Doorstep(
+            store,
+            Gate(
+                store,
+                access,
+                partial(place, rules=Rules(routes, ("june",))),
+                on_received=note,
+                on_outbox=wake,
+                clock=clock,
+            ),
+        )
         yield opened
 
 
@@ -88,6 +101,11 @@ def text(user: str = BOB, words: str = "secret words", **changes: Any) -> Inboun
 def note(user: str = BOB, duration_s: float = 60, size_bytes: int = 1000, **changes: Any) -> Inbound:
     recording = Attachment("file", size_bytes, duration_s)
     return text(user, "", kind="voice", attachment=recording, **changes)
+
+
+def answered(message: Inbound) -> Inbound:
+    """The message as it is stored if june answers it."""
+    return replace(message, route="assistant")
 
 
 GROUP: dict[str, Any] = {"chat": "telegram:-100", "is_group": True}
@@ -120,10 +138,10 @@ async def test_messages_of_owners_and_allowed_people_are_stored_once_with_their_
         await door.gate.receive(batch)
         await door.gate.receive(batch)
     assert [(row.message, row.role) for row in door.received] == [
-        (batch[0], "owner"),
-        (batch[1], "allowed"),
-        (batch[2], "allowed"),
-        (batch[3], "owner"),
+        (answered(batch[0]), "owner"),
+        (answered(batch[1]), "allowed"),
+        (answered(batch[2]), "allowed"),
+        (answered(batch[3]), "owner"),
     ]
     assert await door.stored() == [message.message_id for message in batch]
     assert await door.sent() == []
@@ -197,7 +215,7 @@ async def test_of_a_group_only_what_is_for_june_and_recordings_of_the_served_are
         await door.gate.receive(
             [text(BOB, **UNADDRESSED), text(OWNER, "/help", kind="command", **UNADDRESSED), spoken, addressed]
         )
-    assert [row.message for row in door.received] == [spoken, addressed]
+    assert [row.message for row in door.received] == [answered(spoken), answered(addressed)]
 
 
 @pytest.mark.usefixtures("_unconfigured")
@@ -321,7 +339,7 @@ async def test_a_stranger_with_a_code_is_let_in_and_welcomed(
     kind = "command" if words.startswith("/") else "text"
     key, question = text(STRANGER, words, kind=kind), text(STRANGER)
     await door.gate.receive([key, question])
-    assert [row.message for row in door.received] == [question]
+    assert [row.message for row in door.received] == [answered(question)]
     (welcome,) = await door.sent()
     assert (welcome.chat, welcome.text, welcome.reply_to) == (STRANGER, WELCOME, key.message_id)
     assert door.outbox_calls == 1
@@ -412,7 +430,7 @@ async def test_messages_that_are_handed_in_at_once_are_stored_in_their_order(doo
     messages[0] = note(BOB)  # whose limits are looked up first
     await asyncio.gather(*(door.gate.receive([message]) for message in messages))
     assert await door.stored() == [message.message_id for message in messages]
-    assert [row.message for row in door.received] == messages
+    assert [row.message for row in door.received] == list(map(answered, messages))
 
 
 async def test_when_the_gate_returns_messages_and_cursor_are_on_disk(door: Doorstep, tmp_path: Path) -> None:
@@ -429,7 +447,7 @@ async def test_of_what_could_not_be_committed_nobody_hears(door: Doorstep, tmp_p
         gate = Gate(
             unwritable,
             access,
-            RoutesSettings(),
+            place_by_default,
             on_received=door.received.extend,
             on_outbox=door.received.clear,
         )

@@ -15,6 +15,7 @@ from june.errors import DeliveryError, Refusal
 from june.messages import Inbound
 from june.store import Received, Store, open_store
 from tests.fakes import FakeAdapter
+from tests.stored import place_by_default
 
 CHAT = "telegram:1"
 LONG = "long " * 20
@@ -56,7 +57,7 @@ def app() -> FakeAdapter:
 @pytest.fixture
 async def received(store: Store) -> Received:
     question = Inbound("telegram", "7", CHAT, "telegram:5", "Ann", "text", "why?")
-    await store.inbox.receive([(question, "owner")])
+    await store.inbox.receive([(question, "owner")], place=place_by_default)
     return await claimed(store)
 
 
@@ -257,7 +258,7 @@ async def test_whatever_fails_there_is_never_a_second_preview(
     async with open_store(tmp_path_factory.mktemp("any") / "june.db") as store:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(loop, "time", clock)
-            await store.inbox.receive([(question, "owner")])
+            await store.inbox.receive([(question, "owner")], place=place_by_default)
             preview = GrowingMessage(store, app, await claimed(store))
             for number in range(len(fates) + 1):
                 preview.show(f"The sky {number}")

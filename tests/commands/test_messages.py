@@ -23,6 +23,7 @@ from june.errors import JuneError, StoreError
 from june.messages import Attachment, Delivered, Inbound, Outbound, Transcript, Voice
 from june.sections import PROJECT_ROOT
 from june.store import Store, open_store
+from tests.stored import place_by_default
 
 CHAT, OTHER = "telegram:77", "discord:4711"
 START_S = 1_800_000_000.0
@@ -84,7 +85,7 @@ def delivered(parts: list[str], parse_mode: Literal["", "html", "markdown"] = "h
 
 async def a_turn(store: Store) -> None:
     """A question that was heard, and its answer, which waits."""
-    (question,) = await store.inbox.receive([(QUESTION, "owner")])
+    (question,) = await store.inbox.receive([(QUESTION, "owner")], place=place_by_default)
     await store.inbox.claim(exclude_chats=(), lease_s=60)
     await store.inbox.note_transcript(question.id, Transcript("What is the sky?", "en", 2.5))
     reply = Outbound(CHAT, "text", "**Blue.**", reply_to="5", echo="What is the sky?")

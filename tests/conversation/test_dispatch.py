@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,12 +12,23 @@ import pytest
 
 from june.audio import decode
 from june.bench.voice import Question
+from june.conversation.answering import choose_mode
+from june.conversation.attending import Desk
+from june.conversation.deciding import Rules, place
 from june.conversation.dispatch import Dispatcher
-from june.conversation.reply import Desk, choose_mode
 from june.conversation.speaking import Speaker
 from june.errors import DeliveryError, QueueError, Refusal, StoreError, SynthesisError
 from june.lineup import create_pipeline
-from june.messages import Address, Attachment, ChatMessage, ChatPreferences, Delivered, Inbound, Outbound
+from june.messages import (
+    Address,
+    Attachment,
+    ChatMessage,
+    ChatPreferences,
+    Delivered,
+    Inbound,
+    Outbound,
+    Voice,
+)
 from june.settings import Settings
 from june.store import DueMessage, Filter, Letter, Message, Received, Role, Store, open_store
 from tests.fakes import FakeLlm, FakeStt, FakeTts
@@ -107,7 +119,10 @@ class House:
         self.pipeline = create_pipeline(settings, self.stt, self.llm, self.tts, cores=2)
         self.addresses = FakeAddresses()
         self.desk = Desk(
-            settings,
+            settings.chat,
+            settings.reply,
+            settings.routes,
+            settings.llm,
             store,
             self.pipeline,
             apps,
@@ -124,7 +139,10 @@ class House:
 
     async def arrive(self, *messages: Inbound) -> list[Received]:
         """Messages are stored, and noticed."""
-        arrived = await self.store.inbox.receive([(message, "owner") for message in messages])
+        rules = Rules(self.settings.routes, self.settings.chat.names)
+        arrived = await self.store.inbox.receive(
+            [(message, "owner") for message in messages], place=partial(place, rules=rules)
+        )
         self.dispatcher.notice(arrived)
         return arrived
 
@@ -588,6 +606,89 @@ async def test_a_spoken_note_that_begins_with_the_word_goes_to_the_queue(
         ready = await when(house, arrived.id, lambda found: found.has_audio)
         assert (ready.status, ready.text) == ("NEW", text)
         assert house.llm.requests == []
+        assert (house.apps.downloads, len(house.stt.languages)) == (1, 1)
+
+
+async def test_a_short_note_that_waits_is_fetched_and_heard_once_for_the_queue(open_house: Open) -> None:
+    async with open_house(routes={"queue_word": "note"}) as house:
+        house.stt.text = "Note: buy milk."
+        house.llm.before_last = asyncio.Event()
+        await house.arrive(inbound(1))
+        await house.llm.called.wait()
+        (arrived,) = await house.arrive(voice(2, duration_s=1))
+        await house.stt.called.wait()
+        house.llm.before_last.set()
+        ready = await when(house, arrived.id, lambda found: found.has_audio)
+        assert (ready.status, ready.text) == ("NEW", "buy milk.")
+        assert (house.apps.downloads, len(house.stt.languages)) == (1, 1)
+
+
+async def test_a_note_that_was_heard_before_a_crash_is_fetched_again_and_not_heard_again(
+    open_house: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    never = asyncio.Event()
+
+    async def hang(*_: object) -> Voice:
+        await never.wait()
+        raise AssertionError
+
+    async with open_house(routes={"queue_word": "note"}) as house:
+        house.stt.text = "Note: buy milk."
+        monkeypatch.setattr(house.pipeline.listener, "record", hang)
+        (arrived,) = await house.arrive(voice(1))
+        await when(house, arrived.id, lambda found: "milk" in found.text)
+    async with open_house(routes={"queue_word": "note"}) as house:  # which the first one was ended before
+        ready = await when(house, arrived.id, lambda found: found.has_audio)
+        assert (ready.status, ready.text) == ("NEW", "buy milk.")
+        assert (house.apps.downloads, house.stt.languages) == (1, [])
+
+
+async def test_a_recording_that_finds_no_room_in_memory_is_fetched_again(
+    open_house: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("june.conversation.hearing.MAX_KEPT_BYTES", 0)
+    async with open_house() as house:
+        (arrived,) = await house.arrive(voice(1, route="queue"))
+        await when(house, arrived.id, lambda found: found.has_audio)
+        assert (house.apps.downloads, len(house.stt.languages)) == (2, 1)
+
+
+@pytest.mark.parametrize("routes", [{"queue_word": "note"}, {"owner": "queue"}])
+async def test_a_recording_that_is_handed_over_ends_its_trace_once(
+    open_house: Open, monkeypatch: pytest.MonkeyPatch, routes: dict[str, str]
+) -> None:
+    ended: list[str] = []
+    has_ended = asyncio.Event()
+
+    def end(*_: object, outcome: str, **__: object) -> None:
+        ended.append(outcome)
+        has_ended.set()
+
+    monkeypatch.setattr("june.conversation.work.finish_trace", end)
+    async with open_house(routes=routes) as house:
+        house.stt.text = "Note: buy milk."
+        await house.arrive(voice(1))
+        async with asyncio.timeout(20):
+            await has_ended.wait()
+    assert ended == ["handed_over"]
+
+
+async def test_a_short_recording_whose_own_turn_has_begun_does_not_stop_itself(open_house: Open) -> None:
+    async with open_house() as house:
+        house.stt.text = "Stop."
+        house.stt.before = asyncio.Event()
+        house.llm.before_last = asyncio.Event()
+        await house.arrive(inbound(1))
+        await house.llm.called.wait()
+        (arrived,) = await house.arrive(voice(2, duration_s=1))
+        await house.stt.called.wait()
+        house.llm.before_last.set()
+        (answer,) = await house.outbox(1)
+        assert answer.text == ANSWER
+        await when(house, arrived.id, lambda found: found.status == "PROCESSING")
+        house.stt.before.set()
+        assert [each.text for each in await house.outbox(1)] == ["Stopped."]
+        assert await house.statuses(2) == ["answered", "command"]
 
 
 async def ask(house: House) -> int:
@@ -603,7 +704,7 @@ async def ask(house: House) -> int:
 async def test_a_spoken_answer_answers_when_it_was_heard(open_house: Open) -> None:
     async with open_house() as house:
         question = await ask(house)
-        (arrived,) = await house.arrive(voice(1, route="assistant", reply_to="900"))
+        (arrived,) = await house.arrive(voice(1, reply_to="900"))
         assert (await house.store.feed.message(question)).status == "SENT"
         await when(house, question, lambda found: found.status == "RESPONDED")
         _, answer = await house.store.feed.reply(question)

@@ -12,7 +12,7 @@ from june.errors import StoreError
 from june.store import Store, open_store
 from june.store.schema import VERSION
 from june.store.transactions import Transaction
-from tests.stored import claim, inbound, receive
+from tests.stored import claim, inbound, place_by_default, receive
 
 
 def publish(path: Path) -> None:
@@ -47,7 +47,7 @@ async def test_a_file_can_be_opened_again_when_it_was_closed(path: Path) -> None
     async with open_store(path) as store:
         await receive(store, inbound(1))
     async with open_store(path) as store:
-        assert (await claim(store)).message == inbound(1)
+        assert (await claim(store)).message == inbound(1, route="assistant")
 
 
 async def test_reading_needs_a_file(path: Path) -> None:
@@ -149,7 +149,7 @@ async def test_a_cancelled_caller_leaves_no_open_transaction(store: Store) -> No
         sql.execute("INSERT INTO cursors VALUES ('b', '2')")
 
     running = asyncio.create_task(store.transact(write_slowly))
-    waiting = asyncio.create_task(store.inbox.receive([(inbound(1), "owner")]))
+    waiting = asyncio.create_task(store.inbox.receive([(inbound(1), "owner")], place=place_by_default))
     await begun.wait()
     running.cancel()
     waiting.cancel()

@@ -17,6 +17,7 @@ from tests.stored import (
     claim,
     explain,
     inbound,
+    place_by_default,
     receive,
     recording,
     reply,
@@ -41,10 +42,10 @@ async def test_a_received_message_is_read_back_unchanged(store: Store, clock: Cl
         reply_to="76",
         sent_at_s=998.0,
     )
-    new = await store.inbox.receive([(message, "allowed")])
+    new = await store.inbox.receive([(message, "allowed")], place=place_by_default)
     expected = Received(
         id=new[0].id,
-        message=message,
+        message=replace(message, route="assistant"),
         role="allowed",
         attempts=0,
         transcript=None,
@@ -70,14 +71,19 @@ async def test_a_message_that_the_platform_repeats_is_received_once(store: Store
 async def test_batch_cursor_and_replies_are_one_transaction(store: Store) -> None:
     assert await store.inbox.cursor("telegram") == ""
     await store.inbox.receive(
-        [(inbound(1), "owner")], cursor=("telegram", "5"), replies=[reply("Slowly, please")]
+        [(inbound(1), "owner")],
+        place=place_by_default,
+        cursor=("telegram", "5"),
+        replies=[reply("Slowly, please")],
     )
     assert await store.inbox.cursor("telegram") == "5"
     assert await taken_texts(store) == ["Slowly, please"]
 
     bad_reply = Outbound(ANNA, "edit", "x", edits=999)  # no message has this id
     with pytest.raises(StoreError):
-        await store.inbox.receive([(inbound(2), "owner")], cursor=("telegram", "6"), replies=[bad_reply])
+        await store.inbox.receive(
+            [(inbound(2), "owner")], place=place_by_default, cursor=("telegram", "6"), replies=[bad_reply]
+        )
     assert await store.inbox.cursor("telegram") == "5"
     assert [row.message.message_id for row in await receive(store, inbound(2))] == ["2"]
 

@@ -23,7 +23,7 @@ from june.messages import Delivered, Outbound
 from june.store import Filter, Letter, Message, Once, open_store
 from tests.api_client import Client, read_events, talking_to
 from tests.program import running, write_settings
-from tests.stored import ANNA, BERT, Clock, explain, inbound
+from tests.stored import ANNA, BERT, Clock, explain, inbound, place_in_queue
 from tests.telegram_server import ALICE, Call, TelegramServer
 
 # The model
@@ -110,8 +110,8 @@ class Queues(RuleBasedStateMachine):
         ]
         question = data.draw(st.sampled_from(asked)) if asked and replies else max(asked, default=None)
         reply_to = f"p{question}" if question is not None and replies else ""
-        message = inbound(next(self.numbers), user, "Hello", route="queue", reply_to=reply_to)
-        (received,) = self.runner.run(self.store.inbox.receive([(message, "owner")]))
+        message = inbound(next(self.numbers), user, "Hello", reply_to=reply_to)
+        (received,) = self.runner.run(self.store.inbox.receive([(message, "owner")], place=place_in_queue))
         if question is None:
             self.model.queue[received.id] = Row(user)
         else:

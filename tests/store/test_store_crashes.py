@@ -26,7 +26,10 @@ WORKER = """
 import asyncio, itertools, sys
 from pathlib import Path
 from june.messages import Inbound, Outbound
-from june.store import open_store
+from june.store import Placed, open_store
+
+def place(message, role, ties):
+    return Placed(message, "assistant", None, "june")
 
 async def main():
     prefix = sys.argv[2]
@@ -37,7 +40,8 @@ async def main():
             chat = f"telegram:{number % 5}"
             name = f"{prefix}-{number}"
             message = Inbound("telegram", name, chat, chat, "A", "text", "x" * (number % 3000))
-            for new in await store.inbox.receive([(message, "owner")], cursor=("telegram", name)):
+            cursor = ("telegram", name)
+            for new in await store.inbox.receive([(message, "owner")], place=place, cursor=cursor):
                 print("received", new.id, name, flush=True)
             claimed = await store.inbox.claim(exclude_chats=(), lease_s=60)
             if claimed is not None and number % 7:
