@@ -167,7 +167,7 @@ async def test_without_a_token_the_page_opens_on_this_machine(browser: Browser, 
     async with Office(tmp_path) as office, visiting(browser, office.port) as visit:
         await visit.live()
         await expect(visit.page.get_by_text("Nothing waits.")).to_be_visible()
-        await expect(visit.page.get_by_text("Nothing was said yet.")).to_be_visible()
+        await expect(visit.page.get_by_text("Nothing has been said yet.")).to_be_visible()
         await expect(visit.page.get_by_role("button", name="Lock")).to_be_hidden()
 
 
@@ -291,7 +291,7 @@ async def test_an_answer_that_a_program_forestalls_is_kept_and_said_so(
         await expect(card).to_contain_text("in work")
         await card.get_by_role("button", name="Send").click()
         await expect(card.get_by_role("alert")).to_have_text(
-            "A program has taken this message, or june answers it itself."
+            "A program has claimed this message, or june is answering it."
         )
         assert await card.get_by_role("textbox").input_value() == "I am"
         await office.client.post(f"/v1/messages/{arrived.id}/fail", {"retry": True})
@@ -332,7 +332,7 @@ async def test_the_page_comes_back_with_june_and_has_missed_nothing(browser: Bro
             visit = await stack.enter_async_context(visiting(browser, port))
             await visit.unlock()
             await visit.live()
-        await expect(visit.page.locator("#link")).to_have_text("june is gone; connecting again")
+        await expect(visit.page.locator("#link")).to_have_text("june is out of reach; reconnecting")
         async with Office(tmp_path) as office:  # elsewhere
             await office.arrive("in between")
         await stack.enter_async_context(Office(tmp_path, api=ApiSettings(port=port, token=token)))
@@ -350,9 +350,7 @@ async def test_a_token_that_was_changed_locks_the_page(browser: Browser, tmp_pat
             await visit.live()
         changed = ApiSettings(port=port, token=SecretStr("another"))
         await stack.enter_async_context(Office(tmp_path, api=changed))
-        await expect(visit.page.get_by_role("alert").first).to_have_text(
-            "june does not accept that token any more."
-        )
+        await expect(visit.page.get_by_role("alert").first).to_have_text("june no longer accepts that token.")
 
 
 async def test_the_pages_files_are_public_and_strict_and_nothing_else_is(office: Office) -> None:

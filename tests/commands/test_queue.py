@@ -286,7 +286,7 @@ async def test_what_is_watched_can_be_resumed_behind_an_event(office: Office) ->
     ["june.example.org", "ftp://example.org", "https://name:secret@example.org", "http://[::1", "http://"],
 )
 async def test_an_address_that_is_none_is_refused(url: str) -> None:
-    with pytest.raises(SettingsError, match="After --url comes an address"):
+    with pytest.raises(SettingsError, match="--url: expected an address"):
         async with open_client(ApiSettings(), url=url):
             pass
 
