@@ -83,14 +83,14 @@ def test_json_that_is_cut_off_is_no_answer(settings_file: Path, tmp_path: Path) 
     schema.write_text('{"type": "array", "items": {"type": "string", "minLength": 300}, "minItems": 2}')
     child = ask("--text", "Tell me a story.", "--schema", schema, settings_file=settings_file)
     assert (child.returncode, child.stdout) == (2, "")
-    assert "no whole JSON within 40 tokens" in child.stderr.splitlines()[-1]
+    assert "The JSON did not end within 40 tokens" in child.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize(
     ("schema", "told"),
     [
-        ("{", "is no JSON"),
-        ("[]", "holds no object"),
+        ("{", "is not JSON"),
+        ("[]", "expected an object"),
         ('{"type": "string", "pattern": "a"}', "has pattern, which cannot be kept"),
     ],
 )

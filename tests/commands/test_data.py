@@ -403,7 +403,7 @@ def test_prune_deletes_what_the_model_kept_of_the_old_and_of_who_lost_a_message(
 
 @pytest.mark.parametrize("age", ["90", "d", "soon", "-3d", "", "0d"])
 def test_an_age_that_is_none_is_said_to_be_so(cabinet: Cabinet, age: str) -> None:
-    assert cabinet.refused("prune", f"--older-than={age}").startswith("After --older-than comes ")
+    assert cabinet.refused("prune", f"--older-than={age}").startswith("--older-than: expected an age ")
 
 
 def test_where_june_never_ran_nothing_is_made(tmp_path: Path) -> None:
@@ -458,7 +458,7 @@ def test_an_export_can_be_one_file(cabinet: Cabinet) -> None:
 
 def test_an_export_is_refused_where_something_is_or_nothing_is_kept(cabinet: Cabinet) -> None:
     out = cabinet.folder / "anna"
-    assert cabinet.refused("export", "telegram:404", "--out", out) == "Nothing is kept of telegram:404."
+    assert cabinet.refused("export", "telegram:404", "--out", out) == "Nothing is stored about telegram:404."
     out.mkdir()
     assert cabinet.refused("export", ANNA, "--out", out) == f"{out} exists already."
     missing = cabinet.folder / "none" / "anna"

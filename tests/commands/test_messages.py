@@ -151,7 +151,7 @@ def test_history_begins_at_a_date_a_time_or_an_age(cabinet: Cabinet) -> None:
 def test_a_since_that_is_none_is_said_to_be_so(cabinet: Cabinet, since: str) -> None:
     error = cabinet.run("history", "--since", since).exception
     assert isinstance(error, JuneError)
-    assert str(error) == "After --since comes a date such as 2026-11-01, or an age such as 24h."
+    assert str(error) == "--since: expected a date such as 2026-11-01, or an age such as 24h."
 
 
 def test_what_people_write_cannot_steer_the_terminal(cabinet: Cabinet) -> None:
@@ -201,7 +201,7 @@ def test_a_message_that_arrived_whole_and_valid_is_right(
     cabinet.send(Outbound(chat, "text", MARKDOWN, echo="What *is* that?"), delivered=parts)
     result = cabinet.run("check", "1")
     assert result.exit_code == 0
-    assert "It arrived as it was meant." in result.stdout
+    assert "It arrived as intended." in result.stdout
     report = json.loads(cabinet.run("check", "1", "--json").stdout)
     assert (report["id"], report["right"], report["faults"]) == (1, True, [])
     assert len(report["shown"]) == len(parts)
@@ -257,11 +257,11 @@ def test_markup_that_the_app_does_not_take_is_not_right(cabinet: Cabinet) -> Non
 
 def test_a_message_that_waits_or_was_given_up_is_not_right(cabinet: Cabinet) -> None:
     cabinet.send(Outbound(CHAT, "text", "Hi."), delivered=delivered(["Hi."]), end="NEW")
-    assert check(cabinet) == ["It is not sent to its end yet."]
+    assert check(cabinet) == ["It is not completely sent yet."]
     cabinet.send(Outbound(OTHER, "text", "Hi."), delivered=[], end="ERROR")
     report = json.loads(cabinet.run("check", "2", "--json").stdout)
     assert report["faults"] == [
-        "It was given up: refused: bot was blocked by the user.",
+        "june gave it up: refused: bot was blocked by the user.",
         "The last 3 of 3 characters are missing.",
     ]
 
@@ -279,7 +279,7 @@ def test_only_what_june_sent_can_be_checked(cabinet: Cabinet, message_id: str) -
     cabinet.write(a_turn)
     error = cabinet.run("check", message_id).exception
     assert isinstance(error, JuneError)
-    assert str(error).startswith(f"There is no message {message_id} that june sent")
+    assert str(error).startswith(f"june sent no message {message_id};")
 
 
 # --- stats ---

@@ -146,10 +146,10 @@ async def test_exit_status_1_says_that_there_is_nothing(
     [
         (("send", "Hello", "--to", STRANGER), f"{STRANGER} has no access."),
         (("send", "Hello", "--kind", "poem"), "kind: Input should be 'message'"),
-        (("claim", "--wait", "soon"), "After --wait comes a duration such as 90s or 1h."),
+        (("claim", "--wait", "soon"), "--wait: expected a duration such as 90s or 1h."),
         (
             ("list", "--since", "soon"),
-            "After --since comes a date such as 2026-11-01, or an age such as 24h.",
+            "--since: expected a date such as 2026-11-01, or an age such as 24h.",
         ),
         (("send", "-"), "Standard input: expected UTF-8 text."),
         (("show", "1", "--field", "colour"), "A message has no field 'colour'; it has attempts, chat, "),
