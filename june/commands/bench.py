@@ -264,8 +264,8 @@ def _print_llm(figures: Figures) -> None:
     shown = figures.report
     table = Table(
         *("engine", "at once", "tokens/s", "each", "prompts", "CPU ms", "p50 s", "max s"),
-        title=f"{shown['model']}: tokens a second in all, per conversation and for prompts; CPU time per token; "
-        "time to the first token",
+        title=f"{shown['model']}: tokens a second in all, per conversation and for prompts; CPU time per "
+        "token; time to the first token",
     )
     for run in shown["runs"]:
         rates = figures.rates[run["engine"], run["conversations"]]
