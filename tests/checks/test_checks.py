@@ -65,7 +65,7 @@ def test_it_says_which_kernels_compute(
 
 def test_it_says_when_no_kernel_runs_here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hardware, "cpu_flags", lambda: frozenset({"sse2"}))
-    assert machine.own_kernels() == Finding("kernels", "ok", "june's own that this CPU runs: none")
+    assert machine.own_kernels() == Finding("kernels", "ok", "june's own kernels for this CPU: none")
 
 
 def test_on_this_machine_june_can_start(settings_file: Path) -> None:
