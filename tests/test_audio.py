@@ -438,7 +438,7 @@ def test_nothing_written_or_a_second_sample_rate_is_an_error() -> None:
         encoder.finish()
     assert (caught.value.stage, caught.value.code) == ("encode", "encode_failed")
     encoder.write(speech(0.2, 22_050), 22_050)
-    with pytest.raises(AudioError, match="16000 Hz follow 22050 Hz"):
+    with pytest.raises(AudioError, match="16000 Hz after 22050 Hz"):
         encoder.write(speech(0.2, 16_000), 16_000)
 
 
