@@ -51,7 +51,7 @@ class Cabinet:
     def send(
         self, *messages: Outbound, delivered: list[Delivered], end: Literal["SENT", "NEW", "ERROR"] = "SENT"
     ) -> None:
-        """Enqueue messages, and note what became of them."""
+        """Enqueue messages, and note their deliveries."""
 
         async def work(store: Store) -> None:
             ids = await store.outbox.enqueue(messages)
@@ -67,7 +67,7 @@ class Cabinet:
         self.write(work)
 
     def run(self, *arguments: str) -> Result:
-        """What the command prints, on a wide terminal."""
+        """Return the command's output on a wide terminal."""
         settings = self.path / "settings.toml"
         settings.write_text('[store]\npath = "june.db"\n')
         return CliRunner().invoke(app, [*arguments, "--settings", str(settings)], env={"COLUMNS": "200"})
@@ -83,7 +83,7 @@ def delivered(parts: list[str], parse_mode: Literal["", "html", "markdown"] = "h
 
 
 async def a_turn(store: Store) -> None:
-    """A question that was heard, and its answer, which waits."""
+    """Receive a spoken question, and enqueue its answer."""
     (question,) = await store.inbox.receive([(QUESTION, "owner")])
     await store.inbox.claim(exclude_chats=(), lease_s=60)
     await store.inbox.note_transcript(question.id, Transcript("What is the sky?", "en", 2.5))
@@ -208,7 +208,7 @@ def test_a_message_that_arrived_whole_and_valid_is_right(
 
 
 def check(cabinet: Cabinet) -> list[str]:
-    """The faults of message 1, of which there are some."""
+    """Check message 1, which must have faults, and return them."""
     result = cabinet.run("check", "1", "--json")
     report = json.loads(result.stdout)
     assert result.exit_code == 1

@@ -1,4 +1,4 @@
-"""`python -m june messages` over the API: a real server, the commands as scripts call them."""
+"""`python -m june messages` over the API: a real server, and the commands as scripts call them."""
 
 import asyncio
 import json
@@ -34,14 +34,14 @@ async def office(tmp_path: Path) -> AsyncIterator[Office]:
 
 
 async def call(office: Office, *arguments: str, text: str | bytes = "", token: str = TOKEN) -> Result:
-    """One command, while the server goes on."""
+    """Run one command while the server keeps running."""
     command = [*arguments, "--url", f"http://127.0.0.1:{office.port}"]
     env = {"JUNE_API__TOKEN": token, "COLUMNS": "200"}
     return await asyncio.to_thread(CliRunner().invoke, app, command, input=text, env=env)
 
 
 async def message(office: Office, *arguments: str, text: str = "") -> Any:
-    """What a command prints as JSON."""
+    """Run a command and return the JSON that it prints."""
     done = await call(office, *arguments, "--json", text=text)
     assert done.exit_code == 0, done.stderr
     return json.loads(done.stdout)
