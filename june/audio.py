@@ -1,10 +1,10 @@
-"""Recordings in, voice messages out: bytes -> PCM and PCM -> OGG/Opus, with FFmpeg's libraries (PyAV).
+"""Decoding recordings to PCM and encoding speech to OGG/Opus, with FFmpeg's libraries (PyAV).
 
-A recording comes from a stranger's machine. `decode` guards against: size in bytes; containers and
-codecs outside a short list (the container is told by its first bytes, so FFmpeg probes no other
-demuxer and opens nothing but these bytes); sample rate and channels; length, counted while decoding;
-headers that ask for gigabytes (FFmpeg may make no allocation above 32 MiB, in the whole process).
-It does not bound the time that 20 MB of absurdly short frames take, which is for the caller's limit.
+A recording may come from a stranger. `decode` checks its size in bytes, its container and codec
+(a short list; the first bytes tell the container, so FFmpeg probes no other demuxer and opens
+nothing but these bytes), its sample rate and channels, and its length, counted while decoding.
+Headers that ask for gigabytes fail: FFmpeg may not allocate more than 32 MiB at once, in the whole
+process. The time that 20 MB of very short frames take is not limited here, but by the caller.
 """
 
 import ctypes
@@ -37,21 +37,21 @@ _CONTAINERS = {
     "flac": rb"fLaC",
     "matroska": rb"\x1aE\xdf\xa3",  # WebM too
     "mov": rb".{4}ftyp",  # MP4, M4A
-    "mp3": rb"ID3|\xff[\xe2\xe3\xf2\xf3\xfa\xfb]",  # a tag, or a frame header of layer III
+    "mp3": rb"ID3|\xff[\xe2\xe3\xf2\xf3\xfa\xfb]",  # an ID3 tag, or a frame header of layer III
     "ogg": rb"OggS",
     "wav": rb"RIFF.{4}WAVE",
 }
-"""FFmpeg's demuxer, and how its files begin."""
+"""The first bytes of a file, by FFmpeg's demuxer."""
 _OTHER_CONTAINERS = rb"FORM.{4}AIF|RIFF|RF64|#!AMR|caff|FLV|\x30\x26\xb2\x75|\xff[\xf0\xf1\xf8\xf9]"
-"""AIFF, AVI, RF64, AMR, CAF, FLV, ASF/WMA, ADTS: known, and not accepted."""
-_WAV_STREAMED = 0xFFFFFFFF  # the size of a data chunk whose end was not known yet
+"""AIFF, AVI, RF64, AMR, CAF, FLV, ASF/WMA and ADTS: recognized, but not accepted."""
+_WAV_STREAMED = 0xFFFFFFFF  # the size of a data chunk whose end was unknown when it was written
 _CODECS = {
     "aac", "flac", "mp3", "opus", "vorbis",
     "pcm_alaw", "pcm_f32le", "pcm_f64le", "pcm_mulaw", "pcm_s16le", "pcm_s24le", "pcm_s32le", "pcm_u8",
 }  # fmt: skip
 _OPEN_OPTIONS = {
     "codec_whitelist": ",".join([*sorted(_CODECS), "mp3float"]),  # names of decoders, not of codecs
-    "max_streams": "8",  # each may ask for tables of its own
+    "max_streams": "8",  # each stream may ask for its own tables
     "protocol_whitelist": "none",
 }
 _METADATA_OPTIONS: dict[str, Any] = (
@@ -61,8 +61,8 @@ _METADATA_OPTIONS: dict[str, Any] = (
 _CLEANUP_FILTERS = (
     ("highpass", "f=80"),
     ("afftdn", ""),
-    # Over 36 clips (quiet, pink and white noise, hum) loudnorm heard as well with Whisper
-    # tiny.en at 170 ms for 10 s against 40 ms; dynaudnorm left quiet recordings quiet.
+    # Over 36 clips (quiet, pink and white noise, hum), Whisper tiny.en heard equally well with loudnorm,
+    # which takes 170 ms for 10 s of speech instead of 40 ms; dynaudnorm left quiet recordings quiet.
     ("speechnorm", "e=50:r=0.0001"),
 )
 
@@ -76,22 +76,22 @@ _OPUS_OPTIONS = {
 }
 _OPUS_FRAME_S = 0.02
 
-# A 2.6 kB MP4 whose tables promise 70 million samples made FFmpeg fill 2.4 GB, and an ID3 tag unpacked
-# 200 MB; PyAV has no name for this limit. FFmpeg's largest honest one here is the 21 MB of speechnorm.
+# A 2.6 kB MP4 whose tables claim 70 million samples made FFmpeg allocate 2.4 GB, and an ID3 tag unpacked
+# to 200 MB; PyAV does not expose this limit. The largest legitimate allocation is speechnorm's 21 MB.
 ctypes.CDLL(av.frame.__file__).av_max_alloc(ctypes.c_size_t(32 * 2**20))
 
 
 def decode(data: bytes, settings: AudioSettings) -> Pcm:
-    """The samples of a recording: float32 (n_samples,), mono, 16 000 Hz, [-1, 1].
+    """Return the samples of a recording: float32 (n_samples,), mono, 16 000 Hz, [-1, 1].
 
-    Reads OGG, WebM/Matroska, MP3, MP4/M4A, WAV and FLAC; of a video its first audio stream. What was
-    cut off is refused where the container shows it: OGG, WAV, MP4 and FLAC. Of MP3 and WebM the part
-    that is there is read.
+    Reads OGG, WebM/Matroska, MP3, MP4/M4A, WAV and FLAC, and the first audio stream of a video. A
+    recording that was cut off is refused if its container shows it: OGG, WAV, MP4 and FLAC. Of MP3 and
+    WebM, the part that exists is read.
 
     Raises:
         AudioError: stage "decode"; the code is audio_empty, audio_too_large, audio_too_long,
             audio_too_short (under 0.1 s), audio_unsupported (a container, codec, sample rate or number
-            of channels that is not accepted) or audio_unreadable (no recording, damaged or cut off).
+            of channels that is not accepted) or audio_unreadable (not a recording, damaged or cut off).
     """
     if not data:
         raise AudioError("decode", "audio_empty", "the recording has 0 bytes")
@@ -121,14 +121,14 @@ def _demuxer(data: bytes) -> str:
             return demuxer
     if re.match(_OTHER_CONTAINERS, data, re.DOTALL):
         raise AudioError("decode", "audio_unsupported", "the recording's container is not accepted")
-    raise AudioError("decode", "audio_unreadable", "the file is no recording of a known container")
+    raise AudioError("decode", "audio_unreadable", "the file is not a recording in a known container")
 
 
 def _ogg_is_cut(data: bytes) -> bool:
-    """Whether the last page is not whole (RFC 3533, section 6).
+    """Return whether the last page is incomplete (RFC 3533, section 6).
 
-    A missing end-of-stream flag says nothing: Telegram's own recorders set it only where the last frame
-    is not a full one.
+    A missing end-of-stream flag proves nothing: Telegram's own recorders set it only if the last frame is
+    shorter than the others.
     """
     header_bytes, longest_page_bytes = 27, 27 + 255 + 255 * 255
     page = data.rfind(b"OggS", max(0, len(data) - longest_page_bytes))
@@ -139,9 +139,9 @@ def _ogg_is_cut(data: bytes) -> bool:
 
 
 def _wav_is_cut(data: bytes) -> bool:
-    """Whether the data chunk promises more than there is."""
+    """Return whether the data chunk claims more bytes than the file has."""
     chunk = len(b"RIFF....WAVE")
-    for _ in range(64):  # honest files have a handful of chunks
+    for _ in range(64):  # a legitimate file has a handful of chunks
         if chunk + 8 > len(data):
             break
         name, size = struct.unpack_from("<4sI", data, chunk)
@@ -152,7 +152,7 @@ def _wav_is_cut(data: bytes) -> bool:
 
 
 def _accepted_stream(container: InputContainer, settings: AudioSettings) -> AudioStream:
-    # A longer claim is believed, since only its author loses by it; a shorter one is not.
+    # A claimed length that is too long is refused at once; a shorter claim is not trusted.
     if container.duration is not None and container.duration / av.time_base > settings.max_duration_s:
         raise _too_long(settings)
     if not container.streams.audio:
@@ -206,15 +206,15 @@ def _decode_stream(container: InputContainer, stream: AudioStream, settings: Aud
 
 
 def _resampling_graph(frame: AudioFrame, *, cleanup: bool) -> Graph:
-    """FFmpeg filters from frames like this one to int16, mono, 16 000 Hz.
+    """Return FFmpeg filters that turn frames like this one into int16, mono, 16 000 Hz.
 
-    Integers, because they saturate: a WAV of floats may hold NaN, infinity and anything above 1.
+    Integers saturate, whereas a WAV of floats may hold NaN, infinity and values above 1.
     """
     graph = Graph()
     graph.threads = 1
     target = f"sample_rates={DECODED_RATE_HZ}:sample_fmts=s16:channel_layouts=mono"
     filters = [("aformat", target)]
-    if cleanup:  # after resampling: less to compute, and one cost for every source
+    if cleanup:  # after resampling, where it costs less, and the same for every source
         filters = [*filters, *_CLEANUP_FILTERS, *filters]
     graph.link_nodes(
         graph.add(
@@ -230,7 +230,7 @@ def _resampling_graph(frame: AudioFrame, *, cleanup: bool) -> Graph:
 
 
 def _filtered(graph: Graph) -> bytes:
-    """Whatever int16 samples the graph has ready."""
+    """Return the int16 samples that the graph has ready."""
     ready: list[memoryview] = []
     while True:
         try:
@@ -241,9 +241,9 @@ def _filtered(graph: Graph) -> bytes:
 
 
 class OpusEncoder:
-    """Writes one voice message, sentence by sentence: OGG/Opus, 48 000 Hz, mono.
+    """Encodes one voice message sentence by sentence: OGG/Opus, 48 000 Hz, mono.
 
-    What is written is joined without a gap; a pause is written as zeros.
+    Successive writes are joined without a gap; write zeros for a pause.
 
     Args:
         bitrate: bit/s, 6 000 to 128 000.
@@ -261,39 +261,39 @@ class OpusEncoder:
 
     @property
     def duration_s(self) -> float:
-        """Length of what was written so far."""
+        """Length of the samples written so far, in seconds."""
         return sum(samples.size for samples in self._written) / max(self._rate_hz, 1)
 
     def write(self, samples: npt.NDArray[np.int16], sample_rate_hz: int) -> None:
         """Encode int16 samples, shape (n_samples,), mono; every write of a message has the same rate.
 
         Raises:
-            AudioError: stage "encode", encode_failed: libopus or the resampler gave up.
+            AudioError: stage "encode", encode_failed: libopus or the resampler failed.
         """
         if not samples.size:
             return
         if self._written and sample_rate_hz != self._rate_hz:
-            detail = f"{sample_rate_hz} Hz follow {self._rate_hz} Hz in one voice message"
+            detail = f"{sample_rate_hz} Hz after {self._rate_hz} Hz in one voice message"
             raise AudioError("encode", "encode_failed", detail)
         self._rate_hz = sample_rate_hz
         self._written.append(samples)
-        for start in range(0, samples.size, sample_rate_hz):  # a second at a time
+        for start in range(0, samples.size, sample_rate_hz):  # one second at a time
             self._encode(samples[start : start + sample_rate_hz])
 
     def finish(self) -> Voice:
-        """The voice message; its duration is that of the samples written.
+        """Finish and return the voice message, whose duration is that of the samples written.
 
-        Nothing can be written afterwards. The waveform has one byte for each 100 ms or coarser, 256 at
-        the most: the RMS of a chunk, the loudest being 255 (Discord's rule).
+        Nothing can be written afterwards. The waveform has at most 256 bytes, one for each 100 ms or
+        longer: the RMS of a chunk, scaled so that the loudest is 255 (Discord's rule).
 
         Raises:
-            AudioError: stage "encode", encode_failed: nothing was written, or the encoder gave up.
+            AudioError: stage "encode", encode_failed: nothing was written, or the encoder failed.
         """
         if not self._written:
             raise AudioError("encode", "encode_failed", "no samples were written")
         samples, duration_s = np.concatenate(self._written), self.duration_s
         missing = math.ceil(_OPUS_FRAME_S * self._rate_hz) - samples.size
-        if missing > 0:  # less than one frame of Opus cannot be decoded
+        if missing > 0:  # a message shorter than one frame of Opus cannot be decoded
             self._encode(np.zeros(missing, np.int16))
         self._encode(None)
         self._container.close()
@@ -321,24 +321,24 @@ _WINDOW_S = 0.01
 _BLOCK_WINDOWS, _STEP_WINDOWS = 40, 10  # 400 ms, overlapping by 75 %
 _ABSOLUTE_GATE_DB = -70.0
 _RELATIVE_GATE_DB = -10.0
-_TRIM_DB = -50.0  # below the loudest window; the last breath of an "s" or "t" stands at -45
+_TRIM_DB = -50.0  # below the loudest window; the end of an "s" or "t" is at -45
 _MARGIN_WINDOWS = 3
-_TARGET_DB = -20.0  # Piper's sentences have -18 to -22, so that its peaks are seldom touched
+_TARGET_DB = -20.0  # Piper's sentences have -18 to -22, so peaks are seldom changed
 _MAX_GAIN_DB = 30.0
-_KNEE = 0.5  # peaks above -6 dBFS are bent, so that none reaches full scale
+_KNEE = 0.5  # peaks above -6 dBFS are compressed, so that none reaches full scale
 
 
 def level_speech(samples: npt.NDArray[np.int16], sample_rate_hz: int) -> npt.NDArray[np.int16]:
-    """One sentence with a common loudness and 30 ms around it: int16 (n_samples,), mono.
+    """Return one sentence at a common loudness with a margin of 30 ms: int16 (n_samples,), mono.
 
-    The loudness is ITU-R BS.1770-5's (gated mean square over 400 ms blocks that overlap by 75 %, gates
-    at -70 dBFS and 10 dB below the first mean), here brought to -20 dBFS by at most 30 dB of gain.
-    Without K-weighting: the sentences of one voice share a spectrum, which shifts all of them alike,
-    and numpy has no recursive filter. Silence comes back empty.
+    The loudness is that of ITU-R BS.1770-5 (gated mean square over 400 ms blocks that overlap by 75 %,
+    gates at -70 dBFS and 10 dB below the first mean). It is brought to -20 dBFS with at most 30 dB of gain.
+    K-weighting is left out: the sentences of one voice share a spectrum, so it would shift all of them
+    alike, and numpy has no recursive filter. Silence gives an empty array.
 
     Args:
         samples: int16 (n_samples,), mono.
-        sample_rate_hz: of the samples, kept.
+        sample_rate_hz: the rate of the samples, which is kept.
     """
     window = int(_WINDOW_S * sample_rate_hz)
     speech = samples.astype(np.float32) / 32_768
@@ -359,7 +359,7 @@ def level_speech(samples: npt.NDArray[np.int16], sample_rate_hz: int) -> npt.NDA
 
 
 def _gated_power(energy: npt.NDArray[np.float32]) -> float:
-    """BS.1770's gated mean square of windows of 10 ms; a sentence under 400 ms is one block."""
+    """Return BS.1770's gated mean square of 10 ms windows; a sentence under 400 ms is one block."""
     total = np.concatenate(([0.0], np.cumsum(energy, dtype=np.float64)))
     length = min(_BLOCK_WINDOWS, energy.size)
     blocks = (total[length::_STEP_WINDOWS] - total[:-length:_STEP_WINDOWS]) / length

@@ -1,4 +1,4 @@
-"""How long to wait before something that failed is tried again."""
+"""Pauses before a failed operation is tried again."""
 
 import random
 from dataclasses import dataclass
@@ -17,8 +17,8 @@ class BackOff:
         first_s: the pause after the first failure, in seconds.
         longest_s: no pause is longer, unless the other side asks for it.
         factor: how much longer each pause is than the one before.
-        spread: up to this share of the pause is added at random, so that what failed together is not
-            repeated together; 0: none.
+        spread: up to this share of the pause is added at random, so that operations that failed together are
+            not repeated together; 0: none.
     """
 
     first_s: float
@@ -30,8 +30,8 @@ class BackOff:
         """Return the seconds to wait after this many failures in a row, which is at least 1.
 
         Args:
-            failures: how often it failed, the failure just now included.
-            retry_after_s: how long the other side asks to wait, if it does; the pause is never shorter.
+            failures: the number of failures in a row, including the last one.
+            retry_after_s: how long the server asks to wait, if it does; the pause is never shorter.
         """
         grown_s = self.first_s * self.factor ** min(failures - 1, MAX_DOUBLINGS)
         pause_s = min(grown_s, self.longest_s)

@@ -2,23 +2,23 @@
 
     JuneError
     ├── SettingsError                a wrong key, type or value in the settings
-    ├── ModelFileError               a model file cannot be had, or is not what the catalogue says
-    ├── ModelChangeError             the language model cannot be exchanged in that way now
+    ├── ModelFileError               a model file is missing, or differs from the catalogue
+    ├── ModelChangeError             the language model cannot be exchanged now
     ├── StoreError                   the file of messages cannot be used
-    ├── QueueError(code)             a message does not allow what a program asks for
-    ├── ApiError(status)             june's own API refuses what a command asks for, or is out of reach
+    ├── QueueError(code)             a program's request on a message is refused
+    ├── ApiError(status)             june's own API refuses a command's request, or is out of reach
     ├── AdapterError                 the connection to a chat app is lost or was refused
-    ├── DeliveryError(reason)        a chat app did not take a message, or did not hand one out
+    ├── DeliveryError(reason)        a chat app did not accept a message, or did not hand out a file
     └── StageError(stage, code)      one stage of a turn failed
-        ├── ModelLoadError           a model cannot be loaded here
-        ├── AudioError               bytes that are no speech june can read, or PCM it cannot write
+        ├── ModelLoadError           a model cannot be loaded on this machine
+        ├── AudioError               a recording that june cannot read, or speech that it cannot encode
         ├── TranscriptionError       speech to text
         ├── GenerationError          the language model
         └── SynthesisError           text to speech
 
 A library's exceptions are translated once, in the module that owns the library. The text of an
-error is for the owner's terminal and log: it never carries what a person said or wrote. What the
-person in the chat is told is `StageError.sentence`, one for each code.
+error is for the owner's terminal and log: it never holds what a person said or wrote. The person
+in the chat gets `StageError.sentence`, one for each code.
 """
 
 from typing import Literal
@@ -28,9 +28,9 @@ Stage = Literal["load", "download", "decode", "stt", "llm", "tts", "encode", "st
 Refusal = Literal[
     "try_again", "voice_forbidden", "too_large", "markup", "not_modified", "moved", "gone", "refused"
 ]
-"""Why a chat app did not do something: it may do it later; it takes no voice messages here; the file is too
-large for it; it does not understand the markup; it is so already; the chat has another name now; the message,
-file or chat is gone; it never will."""
+"""Why a chat app refused a request: it may accept it later; the chat takes no voice messages; the file is too
+large; it does not understand the markup; the message has this text already; the chat has another name now;
+the message, file or chat is gone; it will never accept it."""
 
 QueueRefusal = Literal["unknown", "conflict", "no_access"]
 
@@ -59,27 +59,27 @@ SENTENCES = {
     "tts_failed": "I could not speak my answer.",
     "voice_unknown": "I do not have that voice.",
 }
-"""What the person in the chat is told, by error code."""
+"""Sentences for the person in the chat, by error code."""
 
 OTHERS_REASONS = {
     "audio_empty", "audio_too_large", "audio_too_large_for_app", "audio_too_long", "audio_too_short",
     "audio_unreadable", "audio_unsupported", "bad_grammar", "busy", "context_overflow", "download_failed",
     "model_unavailable", "nothing_heard", "nothing_to_say",
 }  # fmt: skip
-"""Codes of failures that lie in what june was sent, in a chat app, in the load, or in a model that the owner
-unloaded: the same june answers the next turn."""
+"""Codes of failures whose cause is the message, a chat app, the load, or a model that the owner unloaded:
+june can still answer the next turn."""
 
 
 class JuneError(Exception):
-    """Any failure that june explains in one sentence."""
+    """A failure that june explains in one sentence."""
 
 
 class SettingsError(JuneError):
-    """A wrong key, type or value; the text names the file or variable, the key and what was expected."""
+    """A wrong key, type or value; the text names the file or variable, the key and the expected value."""
 
 
 class ModelFileError(JuneError):
-    """A model's file is missing, cannot be downloaded, or does not have the catalogue's sha256."""
+    """A model's file is missing, cannot be downloaded, or differs from the catalogue's sha256."""
 
 
 class ModelChangeError(JuneError):
@@ -91,12 +91,12 @@ class StoreError(JuneError):
 
 
 class QueueError(JuneError):
-    """A message does not allow what a program asks for; the text is one sentence for whoever wrote that one.
+    """A program's request on a message is refused; the text is one sentence for the program's author.
 
     Args:
-        code: there is no such message or recording; its status or nature forbids it, or an idempotency key
-            that stands for another request; the person has no access.
-        detail: one sentence, without what was said.
+        code: there is no such message or recording; its status or kind forbids the request, or the
+            idempotency key belongs to another request; the person has no access.
+        detail: one sentence, without any text that a person spoke or wrote.
     """
 
     def __init__(self, code: QueueRefusal, detail: str) -> None:
@@ -105,11 +105,11 @@ class QueueError(JuneError):
 
 
 class ApiError(JuneError):
-    """june's own API, as a command reaches it, refuses a request or is out of reach.
+    """june's own API refuses a command's request or is out of reach.
 
     Args:
-        status: the HTTP status; 0: none came.
-        detail: one sentence, without what was said and without the token.
+        status: the HTTP status; 0: there was no response.
+        detail: one sentence, without the token and without any text that a person spoke or wrote.
     """
 
     def __init__(self, status: int, detail: str) -> None:
@@ -131,11 +131,11 @@ class AdapterError(JuneError):
 
 
 class DeliveryError(JuneError):
-    """A chat app did not take a message, or did not hand out a file; the text never holds a token.
+    """A chat app did not accept a message, or did not hand out a file; the text never holds a token.
 
     Args:
-        reason: what kind of refusal it is.
-        detail: one sentence for the owner, without what was to be sent.
+        reason: the kind of refusal.
+        detail: one sentence for the owner, without the text of the message.
         retry_after_s: how long the platform asks to wait; None if it does not say.
         moved_to: for "moved": the chat's new name, as in `Inbound.chat`.
     """
@@ -153,8 +153,8 @@ class StageError(JuneError):
     """One stage of a turn failed.
 
     Args:
-        stage: where it failed.
-        code: what failed, a key of `SENTENCES`.
+        stage: the stage that failed.
+        code: the kind of failure, a key of `SENTENCES`.
         detail: one sentence for the owner, without any text that a person spoke or wrote.
     """
 
@@ -165,12 +165,12 @@ class StageError(JuneError):
 
     @property
     def sentence(self) -> str:
-        """What the person in the chat is told."""
+        """The sentence for the person in the chat."""
         return SENTENCES[self.code]
 
     @property
     def is_own(self) -> bool:
-        """Whether june itself is the reason."""
+        """Whether the cause of the failure is june itself."""
         return self.code not in OTHERS_REASONS
 
 
@@ -182,25 +182,25 @@ class ModelLoadError(StageError):
 
 
 class AudioError(StageError):
-    """Bytes that are no recording june can read, or speech that it cannot encode."""
+    """A recording that june cannot read, or speech that it cannot encode."""
 
 
 class TranscriptionError(StageError):
-    """Speech could not be turned into text."""
+    """Speech to text failed."""
 
     def __init__(self, code: str, detail: str) -> None:
         super().__init__("stt", code, detail)
 
 
 class GenerationError(StageError):
-    """The language model gave no answer."""
+    """The language model did not give an answer."""
 
     def __init__(self, code: str, detail: str) -> None:
         super().__init__("llm", code, detail)
 
 
 class SynthesisError(StageError):
-    """Text could not be spoken."""
+    """Text to speech failed."""
 
     def __init__(self, code: str, detail: str) -> None:
         super().__init__("tts", code, detail)

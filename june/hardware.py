@@ -1,4 +1,4 @@
-"""What this machine has: cores, memory, GPUs and the CUDA libraries that speech to text needs.
+"""This machine's cores, memory, GPUs and the CUDA libraries that speech to text needs.
 
 Linux only: the figures come from /proc, cgroup v2 and, for NVIDIA GPUs, the driver's own library NVML.
 """
@@ -17,31 +17,31 @@ import pynvml
 
 from june.errors import JuneError, ModelLoadError
 
-# The threads of an engine wait for one another hundreds of times a token, and libgomp lets them spin. Where
-# something else has one of the cores, that is waiting for nothing: 40 tokens on 2 cores took 2 to 83 s. Now
-# they soon sleep, and 40 tokens take 0.9 s. libgomp reads this when it is loaded, which no backend does
-# before its package has imported this module. With the other policies libgomp spins 100 times only once there
-# are more of its threads than cores, be most of them idle: then 40 tokens take 0.4 s instead of 0.3.
+# The threads of an engine wait for one another hundreds of times per token, and libgomp lets them spin. If
+# another program uses one of the cores, spinning is wasted: 40 tokens on 2 cores took 2 to 83 s. With this
+# count the threads soon sleep, and 40 tokens take 0.9 s. libgomp reads the variable when it is loaded, and no
+# backend loads it before its package has imported this module. The other policies make libgomp spin only 100
+# times once it has more threads than cores, even idle ones: then 40 tokens take 0.4 s instead of 0.3.
 os.environ.setdefault("GOMP_SPINCOUNT", "300")
 os.environ.setdefault("OMP_WAIT_POLICY", "active")
 
 M_ARENA_MAX = -8
-"""Of glibc's malloc.h."""
+"""The constant of glibc's malloc.h."""
 
 CUDA_LIBRARIES = ("libcuda.so.1", "libcublas.so.12")
-"""What the x86_64 wheel of ctranslate2 4.8 opens at run time; it has no other CUDA library's name in it."""
+"""The CUDA libraries that the x86_64 wheel of ctranslate2 4.8 opens at run time; it names no others."""
 
 
 AVX2 = frozenset({"avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe"})
-"""What x86-64-v3 has beyond x86-64-v2, as `cpu_flags` names it."""
+"""What x86-64-v3 adds to x86-64-v2, in the names of `cpu_flags`."""
 
 AVX512 = AVX2 | frozenset({"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"})
-"""The same of x86-64-v4."""
+"""What x86-64-v4 adds to x86-64-v2."""
 
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """One NVIDIA GPU. With `unified_memory` it shares the machine's memory, and the bytes are those."""
+    """One NVIDIA GPU. With `unified_memory` it shares the machine's memory, which the bytes then describe."""
 
     name: str
     total_bytes: int
@@ -51,7 +51,7 @@ class Gpu:
 
 
 def find_gpus() -> tuple[Gpu, ...]:
-    """The GPUs that CUDA_VISIBLE_DEVICES leaves visible, in NVML's order; empty where there is no driver.
+    """Return the GPUs that CUDA_VISIBLE_DEVICES leaves visible, in NVML's order; empty without a driver.
 
     Raises:
         ModelLoadError: there is a driver, but it does not answer.
@@ -77,7 +77,7 @@ def find_gpus() -> tuple[Gpu, ...]:
 
 
 def is_visible(index: int, uuid: str, setting: str | None) -> bool:
-    """Whether CUDA_VISIBLE_DEVICES=`setting` shows a GPU: it lists indices or beginnings of UUIDs."""
+    """Return whether CUDA_VISIBLE_DEVICES=`setting`, a list of indices or UUID prefixes, shows a GPU."""
     if setting is None:
         return True
     entries = [entry.strip() for entry in setting.split(",")]
@@ -88,7 +88,7 @@ def _gpu(handle: object) -> Gpu:
     try:
         memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
         unified, total, free = False, int(memory.total), int(memory.free)
-    except pynvml.NVMLError_NotSupported:  # the answer of a GPU without memory of its own, such as the GB10
+    except pynvml.NVMLError_NotSupported:  # a GPU without its own memory, such as the GB10
         unified, total, free = True, _kilobytes("/proc/meminfo", "MemTotal"), available_memory_bytes()
     major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
     return Gpu(pynvml.nvmlDeviceGetName(handle), total, free, (major, minor), unified)
@@ -96,10 +96,10 @@ def _gpu(handle: object) -> Gpu:
 
 @contextmanager
 def openmp_bound_to_cores() -> Iterator[None]:
-    """While the block loads a library, its OpenMP is told to keep each thread on a core of its own.
+    """Make OpenMP keep each thread on its own core, for a library that the block loads.
 
-    Threads that wake one another are drawn to one core by Linux: on 2 cores half of the processes had
-    both threads of llama.cpp on the same one for life, and took 1.3 s for what takes 0.5 s.
+    Linux moves threads that wake one another to one core: on 2 cores, half of the processes had both threads
+    of llama.cpp on the same core for their whole life and took 1.3 s instead of 0.5 s.
     """
     own = os.sched_getaffinity(0)
     before = os.environ.get("OMP_PROC_BIND")
@@ -107,20 +107,20 @@ def openmp_bound_to_cores() -> Iterator[None]:
     try:
         yield
     finally:
-        os.sched_setaffinity(0, own)  # libgomp has bound the thread that loaded it as well
+        os.sched_setaffinity(0, own)  # libgomp has also bound the thread that loaded it
         if before is None:
             del os.environ["OMP_PROC_BIND"]
 
 
 def keep_on_first_core(threads: int) -> None:
-    """Keep the calling thread on its first core, if its engine's `threads` take all cores anyway."""
+    """Keep the calling thread on its first core if its engine's `threads` use all cores anyway."""
     cores = sorted(os.sched_getaffinity(os.getpid()))
     if threads >= len(cores):
         os.sched_setaffinity(0, cores[:1])
 
 
 def cpu_cores(cgroup_root: Path = Path("/sys/fs/cgroup")) -> int:
-    """Cores that this process may use: its affinity, or its cgroup's CPU quota rounded up if that is less."""
+    """Return how many cores this process may use: its affinity, or its cgroup's CPU quota, rounded up."""
     cores = len(os.sched_getaffinity(os.getpid()))
     for limit in _limits(cgroup_root, "cpu.max"):  # "QUOTA PERIOD" in microseconds, or "max PERIOD"
         quota, period = limit.read_text().split()
@@ -130,13 +130,13 @@ def cpu_cores(cgroup_root: Path = Path("/sys/fs/cgroup")) -> int:
 
 
 def cpu_flags() -> frozenset[str]:
-    """The first core's instruction sets, as /proc/cpuinfo of x86-64 names them; none on other machines."""
+    """Return the first core's instruction sets in the names of /proc/cpuinfo on x86-64; else none."""
     flags = re.search(r"^flags\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     return frozenset(flags[1].split() if flags else ())
 
 
 def _limits(cgroup_root: Path, name: str) -> Iterator[Path]:
-    """The files of this name in the cgroup of this process and in those around it."""
+    """Yield the files of this name in the cgroup of this process and in its parents."""
     own = re.search(r"^0::/(.*)$", Path("/proc/self/cgroup").read_text(), re.MULTILINE)
     group = cgroup_root / (own[1] if own else "")
     for folder in (group, *group.parents):
@@ -145,9 +145,9 @@ def _limits(cgroup_root: Path, name: str) -> Iterator[Path]:
 
 
 def available_memory_bytes(cgroup_root: Path = Path("/sys/fs/cgroup")) -> int:
-    """Memory that can be had without swapping (MemAvailable), or what its cgroup's limit leaves if less.
+    """Return the memory available without swapping (MemAvailable), or what the cgroup's limit leaves if less.
 
-    A container's limit counts the cache of files too, which the kernel gives up first: it is not counted.
+    The cgroup's usage includes the file cache, which is not counted here since the kernel frees it first.
     """
     available_bytes = _kilobytes("/proc/meminfo", "MemAvailable")
     for limit in _limits(cgroup_root, "memory.max"):
@@ -162,21 +162,21 @@ def available_memory_bytes(cgroup_root: Path = Path("/sys/fs/cgroup")) -> int:
 
 
 def share_malloc_arenas() -> None:
-    """Let threads allocate from two arenas of glibc together: one for each keeps 20 MB more."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # of glibc only
+    """Let all threads share two arenas of glibc: one arena for each thread keeps 20 MB more."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # only glibc has it
     if mallopt is not None:
         mallopt(M_ARENA_MAX, 2)
 
 
 def return_freed_memory() -> None:
-    """Give the system what was freed, which glibc would keep: loading models leaves some 40 MB behind."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc only
+    """Return freed memory to the system, which glibc would keep: about 40 MB after loading models."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # only glibc has it
     if trim is not None:
         trim(0)
 
 
 def peak_memory_bytes() -> int:
-    """The most memory this process ever had resident (VmHWM)."""
+    """Return the peak resident memory of this process (VmHWM)."""
     return _kilobytes("/proc/self/status", "VmHWM")
 
 
@@ -189,10 +189,10 @@ def _kilobytes(file: str, key: str) -> int:
 
 
 def missing_cuda_libraries() -> tuple[str, ...]:
-    """Those of `CUDA_LIBRARIES` that cannot be loaded.
+    """Return those of `CUDA_LIBRARIES` that cannot be loaded.
 
-    Looks where the loader looks and in the pip packages nvidia-*-cu12. A library found stays loaded, which
-    is also how ctranslate2 finds one that lies in such a package.
+    Searches the loader's path and the pip packages nvidia-*-cu12. A library that is found stays loaded, so
+    that ctranslate2 finds it even in such a package.
     """
     return tuple(name for name in CUDA_LIBRARIES if not _load(name))
 

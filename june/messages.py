@@ -1,4 +1,4 @@
-"""The frozen values that travel between the rooms."""
+"""The frozen values that june's parts exchange."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ class ModelDescription:
 
 @dataclass(frozen=True, slots=True)
 class Transcript:
-    """What was heard; `text` is empty when nothing was."""
+    """The result of speech to text; `text` is empty if nothing was heard."""
 
     text: str
     language: str
@@ -34,41 +34,41 @@ class Transcript:
     duration_s: float
     """Length of the recording."""
     full_window_retries: int = 0
-    """How many stretches were heard a second time with the encoder's whole window."""
+    """How many stretches were transcribed a second time with the encoder's whole window."""
 
 
 JsonObject = Mapping[str, Any]
-"""What `json.loads` makes of a JSON object; nobody changes it."""
+"""A JSON object as `json.loads` returns it; must not be changed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """Something that a model may have done for it."""
+    """A function that a model may call."""
 
     name: str
     description: str
-    """What it does and when to use it, for the model to read."""
+    """What the tool does and when to use it, for the model to read."""
     parameters: JsonObject
     """A JSON schema of an object."""
 
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """A call that a model wants made."""
+    """A call of a tool that a model requests."""
 
     id: str
     """Unique within the conversation; the engine's, or june's where the engine gives none."""
     name: str
     arguments: JsonObject
     error: str = ""
-    """Why it is no call that can be made, in a sentence for the model to read."""
+    """Why the call is not valid, in a sentence for the model to read; "" if it is valid."""
 
 
 @dataclass(frozen=True, slots=True)
 class ChatMessage:
-    """One message of a conversation, as the model's template knows it.
+    """One message of a conversation, in the terms of the model's template.
 
-    The role "tool" is what a tool answered; such messages follow the one with the calls, in their order.
+    The role "tool" holds a tool's answer; such messages follow the message with the calls, in their order.
     """
 
     role: Literal["system", "user", "assistant", "tool"]
@@ -80,7 +80,7 @@ class ChatMessage:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How the next token is drawn; the field's usual names and ranges.
+    """How the next token is drawn, with the usual names and ranges.
 
     `temperature` 0 is greedy. `top_k` 0, `top_p` 1 and `min_p` 0 switch the filter off.
     """
@@ -109,16 +109,16 @@ class ChatRequest:
     stop: tuple[str, ...] = ()
     """The answer ends before any of these."""
     thinking_budget_tokens: int = 0
-    """A longer thought is brought to its end; 0: no limit but `max_tokens`."""
+    """A longer thought is cut off; 0: only `max_tokens` limits it."""
     tools: tuple[Tool, ...] = ()
-    """What the model may call instead of, or before, answering."""
+    """Tools that the model may call before or instead of answering."""
     json_schema: JsonObject | None = None
     """The answer is one JSON value that follows it, unless `max_tokens` cuts it off. A request has `tools` or
     a schema, not both."""
 
 
 FinishReason = Literal["stop", "length", "tool_calls"]
-"""The model came to its end or to a stop string; `max_tokens`; it waits for what it called."""
+"""The model ended or reached a stop string; it reached `max_tokens`; it waits for its tool calls."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,20 +171,21 @@ PlatformState = Literal["starting", "up", "down"]
 InboundKind = Literal["text", "voice", "audio", "video_note", "command"]
 
 Route = Literal["assistant", "queue", "forward", "answer", "return"]
-"""What becomes of a message received: june answers it; it waits for one of the owner's programs; it goes to
-the owner; it answers a program's question; it is the owner's, and goes back to whom it replies to."""
+"""What june does with a received message: it answers the message; lets it wait for one of the owner's
+programs; passes it to the owner; takes it as the answer to a program's question; or returns the owner's reply
+to the sender of the message that it replies to."""
 
 
 @dataclass(frozen=True, slots=True)
 class Attachment:
-    """A recording that a chat app keeps; it is downloaded when its turn has come.
+    """A recording that a chat app keeps; june downloads it when its turn begins.
 
-    Size and length are what the platform says, and 0 where it says nothing: the length is whatever the
+    Size and length come from the platform and are 0 if it does not give them; the length is whatever the
     sender's program wrote.
     """
 
     file_id: str
-    """What the adapter finds it by: Telegram's file_id, Discord's address."""
+    """Identifies the file for the adapter: Telegram's file_id, Discord's URL."""
     size_bytes: int = 0
     duration_s: float = 0.0
 
@@ -229,17 +230,17 @@ class Inbound:
 OutboundKind = Literal["text", "voice", "edit"]
 
 Purpose = Literal["", "message", "clarification", "help_request", "progress", "feedback_request"]
-"""What a program sends a message for; empty: june sends it."""
+"""Why a program sends a message; empty: june sends it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outbound:
-    """A message that june wants sent, as it was meant: what becomes of it is the delivery's business."""
+    """A message for june to send, before the delivery formats and splits it."""
 
     chat: str
     kind: OutboundKind
     text: str
-    """Markdown as the model wrote it; of a voice, the words that it speaks."""
+    """Markdown as the model wrote it; for a voice message, the words that it speaks."""
     voice: Voice | None = None
     reply_to: str = ""
     """The platform's id of the message that it answers."""
@@ -250,27 +251,27 @@ class Outbound:
     edits: int = 0
     """For an edit: the outbox id of the message whose text it replaces."""
     text_is_sent: bool = False
-    """Of a voice: its words reach the chat in writing too, so that they are not lost with it."""
+    """Whether a voice message's words are also sent as text, so that they are not lost with it."""
     may_group: bool = False
     """It may go in one message with others to the same chat."""
     user: str = ""
-    """Whom it is for; "": the chat as such."""
+    """The recipient; "": the whole chat."""
     other_users: tuple[str, ...] = ()
     """People whom it goes to instead, in this order, if the chat does not take it."""
     purpose: Purpose = ""
     """Shown above a text."""
     is_unspoken: bool = False
-    """Of a voice: it is yet to be spoken, and not to be sent before."""
+    """Whether a voice message must still be spoken before it can be sent."""
     forwards: int = 0
     """The inbox id of the message that it passes on to the owner."""
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where a message to a person goes."""
+    """Where to send a message for a person."""
 
     user: str
-    """Whom it is for, such as "telegram:123456789"."""
+    """The recipient, such as "telegram:123456789"."""
     chat: str
     """Their private chat."""
     other_users: tuple[str, ...] = ()
@@ -279,7 +280,7 @@ class Address:
 
 @dataclass(frozen=True, slots=True)
 class Delivered:
-    """One message that a chat app took."""
+    """One message that a chat app accepted."""
 
     message_id: str
     kind: Literal["text", "voice"]
@@ -291,7 +292,7 @@ class Delivered:
 
 @dataclass(frozen=True, slots=True)
 class ChatPreferences:
-    """What one chat has set for itself; empty: as in the settings."""
+    """The preferences that one chat has set; empty: as in the settings."""
 
     mode: Literal["", "mirror", "voice", "text", "both"] = ""
     language: str = ""

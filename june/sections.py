@@ -1,7 +1,7 @@
-"""The sections of june's settings: what each part is given of them.
+"""The sections of june's settings; each part of june gets its own section.
 
-A section is one table of the settings file. `june.settings` composes the root of them and reads it; nothing
-below that knows the root.
+A section is one table of the settings file. `june.settings` composes them into the root and reads it; no
+lower layer knows the root.
 """
 
 from contextlib import suppress
@@ -92,12 +92,12 @@ class ModelsSettings(Section):
 
 
 class AudioSettings(Section):
-    """Gates against hostile recordings, and the clean-up of honest ones."""
+    """Limits on recordings, and their clean-up."""
 
     max_bytes: int = Field(default=20_000_000, ge=1)
-    """Largest recording accepted, in bytes."""
+    """Largest accepted recording, in bytes."""
     max_duration_s: Seconds = 600.0
-    """Longest recording accepted, in decoded seconds."""
+    """Longest accepted recording, in decoded seconds."""
     cleanup: bool = False
     """High-pass filter, noise reduction and even loudness before transcription."""
     opus_bitrate: int = Field(default=32_000, ge=6_000, le=128_000)
@@ -116,23 +116,23 @@ class SttSettings(ModelSection):
     compute_type: Literal["auto", "int8", "int8_float16", "float16", "float32"] = "auto"
     """Arithmetic of the weights; "auto": int8 on the CPU, float16 on a GPU."""
     threads: int = Field(default=0, ge=0, le=1024)
-    """CPU threads; 0: as many as the model's size makes use of, at most one for each core."""
+    """CPU threads; 0: as many as suit the model's size, at most one for each core."""
     language: Language = ""
-    """Code of the language spoken, such as "en" or "en-GB"; empty: heard from the recording."""
+    """Code of the language spoken, such as "en" or "en-GB"; empty: detected in the recording."""
     beam_size: int = Field(default=1, ge=1, le=16)
     """Hypotheses kept while decoding; 1 is greedy and fastest."""
     window: Literal["auto"] | Annotated[float, Field(ge=5, le=30)] = "auto"
-    """Seconds the encoder looks at; "auto" follows the recording, 30 is Whisper's own."""
+    """Length of the encoder's window, in seconds; "auto" follows the recording, 30 is Whisper's own."""
     vad: bool = True
     """Skip stretches without speech before transcribing."""
     vad_min_silence_ms: int = Field(default=500, ge=0, le=10_000)
     """Shortest silence that is skipped, in milliseconds."""
     no_speech_threshold: Probability = 0.6
-    """A segment this probably without speech is dropped, if its log-probability is low too; 0 to 1."""
+    """0 to 1; a segment more probably without speech is dropped if its log-probability is low too."""
     log_prob_threshold: float = Field(default=-1.0, le=0)
-    """Mean log-probability a token below which a segment counts as unsure."""
+    """Mean log-probability per token below which a segment counts as unsure."""
     compression_ratio_threshold: float = Field(default=2.4, gt=1)
-    """Text that compresses better than this is a repetition, and is transcribed once more."""
+    """A text that compresses better than this counts as a repetition and is transcribed again."""
     timeout_s: Seconds = 60.0
     """Time limit of one transcription, in seconds."""
 
@@ -147,20 +147,20 @@ class LlmSettings(ModelSection):
     context_tokens: int = Field(default=4096, ge=256)
     """Context of one conversation, prompt and answer, in tokens."""
     slots: int = Field(default=8, ge=1, le=64)
-    """Conversations that are kept in the cache, and decoded together."""
+    """Conversations that are kept in the cache and decoded together."""
     max_waiting: int = Field(default=64, ge=0)
     """Answers that may wait for a slot or for cache; one more is refused."""
     system_prompt: str = (
         "You are june, a helpful voice assistant. Answer in one to three short sentences of plain, "
         "speakable text, without lists or markdown."
     )
-    """What the model is told before each conversation."""
+    """The instruction that the model gets before each conversation."""
     thinking: bool = False
     """Let the model think before it answers, if it can; the thought is never spoken."""
     thinking_budget_tokens: int = Field(default=0, ge=0)
-    """A thought of more tokens is brought to its end, and the answer follows; 0: no limit but max_tokens."""
+    """A thought of more tokens is cut off, and the answer follows; 0: only max_tokens limits it."""
     stop: list[Annotated[str, Field(min_length=1)]] = []
-    """An answer ends before any of these words or signs."""
+    """An answer ends before any of these texts."""
     temperature: float = Field(default=0.7, ge=0, le=2)
     """Randomness; 0 always takes the likeliest token."""
     top_p: Probability = 0.8
@@ -168,11 +168,11 @@ class LlmSettings(ModelSection):
     top_k: int = Field(default=20, ge=0)
     """Only the likeliest k tokens; 0: off."""
     min_p: Probability = 0.0
-    """Only tokens at least this probable against the likeliest; 0: off."""
+    """Only tokens with at least this share of the likeliest token's probability; 0: off."""
     presence_penalty: float = Field(default=1.5, ge=-2, le=2)
-    """Penalty for tokens the answer already holds; 0: off."""
+    """Penalty for tokens that the answer already holds; 0: off."""
     repeat_penalty: float = Field(default=1.0, ge=1, le=2)
-    """Factor against tokens seen in the last 64; 1: off."""
+    """Penalty factor for tokens among the last 64; 1: off."""
     seed: int = Field(default=-1, ge=-1, le=2**32 - 2)
     """Seed of the random draw; -1: a new one each time."""
     max_tokens: int = Field(default=512, ge=1)
@@ -197,7 +197,7 @@ class TtsSettings(ModelSection):
     sentence_pause_s: float = Field(default=0.3, ge=0, le=5)
     """Pause between two sentences, in seconds."""
     voices: Voices = {}
-    """Voice by the language spoken, such as {de = "de_DE-thorsten-medium"}; others: the model above."""
+    """Voice by the language spoken, such as {de = "de_DE-thorsten-medium"}; otherwise the model above."""
     timeout_s: Seconds = 30.0
     """Time limit of one sentence, in seconds."""
 
@@ -206,15 +206,15 @@ class ReplySettings(Section):
     """The answer."""
 
     mode: Literal["mirror", "voice", "text", "both"] = "mirror"
-    """"mirror": voice with its text to a voice message, text to text; /voice sets it for a chat."""
+    """"mirror": a voice message gets voice and text, a text gets text; /voice sets it for a chat."""
     echo_transcript: bool = True
-    """Show above the answer what was heard."""
+    """Show the transcript of a voice message above the answer."""
     stream_text: bool = True
-    """Show the text while it is written."""
+    """Show the text while the model writes it."""
     max_voice_s: float = Field(default=300.0, ge=30)
-    """Longest voice message; a longer answer is spoken in several, in seconds."""
+    """Longest voice message, in seconds; a longer answer is spoken in several messages."""
     overlap: Literal["auto"] | bool = "auto"
-    """Speak while the model still writes; "auto": unless they would share too few cores."""
+    """Speak while the model still writes; "auto": only if there are enough cores for both."""
 
 
 class AppSettings(Section):
@@ -225,14 +225,14 @@ class AppSettings(Section):
 
 
 class StoreSettings(Section):
-    """The file that holds what was received, what is to be sent, and what was said."""
+    """The file that holds received messages, messages to send, and conversations."""
 
     path: PathSetting = Path("june.db")
     """SQLite file; relative to the settings file."""
     keep_audio_days: float = Field(default=30.0, ge=0)
-    """Days after which june's own voice messages are deleted from it; their text stays."""
+    """Days after which june's own voice messages are deleted from the file; their text stays."""
     keep_messages_days: int = Field(default=0, ge=0)
-    """Days after which messages that are done are deleted, but for what the model is shown; 0: never."""
+    """Days after which finished messages are deleted, except those that the model is shown; 0: never."""
 
 
 Person = str
@@ -240,36 +240,36 @@ Person = str
 
 
 class AccessSettings(Section):
-    """Who is served."""
+    """The people that june answers."""
 
     owners: list[Person] = []
-    """People whom june belongs to, such as "telegram:123456789"."""
+    """The owners of june, such as "telegram:123456789"."""
     allowed: list[Person] = []
-    """People whom june answers too, such as "discord:987654321098765432"."""
+    """Other people that june answers, such as "discord:987654321098765432"."""
     pairing: bool = False
-    """Let a stranger in who sends a one-time code that an owner made with /pair."""
+    """Admit a stranger who sends a one-time code that an owner made with /pair."""
     messages_per_minute: int = Field(default=20, ge=1)
-    """Messages that one person may send in a minute; owners any number."""
+    """Messages that one person may send per minute; owners have no limit."""
     audio_s_per_day: float = Field(default=3600.0, gt=0)
-    """Seconds of recordings that one person may send in 24 hours; owners any number."""
+    """Seconds of recordings that one person may send in 24 hours; owners have no limit."""
 
 
 RouteName = Literal["assistant", "queue", "forward"]
 
 
 class RoutesSettings(Section):
-    """What becomes of a message."""
+    """What june does with a message."""
 
     owner: RouteName = "assistant"
     """An owner's messages: "assistant" (june answers), "queue" (they wait for one of the owner's programs) or
     "forward" (they go to the first owner)."""
     allowed: RouteName = "assistant"
-    """The messages of people who are allowed: one of the same three."""
+    """Messages of allowed people: one of the same three."""
     queue_word: str = ""
-    """An owner's note that begins with this word goes to the queue, as after /queue; empty: none does."""
+    """An owner's note that begins with this word goes to the queue, like /queue; empty: no word."""
 
     def after_queue_word(self, text: str) -> str | None:
-        """What follows the queue's word at the beginning of a text; None: it does not begin with that."""
+        """Return what follows the queue word at the start of a text; None: no such word, or nothing else."""
         word = self.queue_word.strip()
         begin = text.lstrip()
         rest = begin[len(word) :]
@@ -282,11 +282,11 @@ class QueueSettings(Section):
     """The owner's queue: messages that programs claim over HTTP."""
 
     lease_s: float = Field(default=300.0, ge=1, le=86_400)
-    """How long a claimed message is its program's, unless the program asks otherwise, in seconds."""
+    """How long a claim on a message lasts, in seconds, unless the program asks for another time."""
     max_attempts: int = Field(default=5, ge=1)
-    """How often a message is claimed in vain before it is given up and the owner is told."""
+    """How often a message may be claimed without success before june gives it up and tells the owner."""
     question_s: float = Field(default=86_400.0, ge=1)
-    """How long a question waits for its answer, unless the program asks otherwise, in seconds."""
+    """How long a question waits for its answer, in seconds, unless the program asks for another time."""
 
 
 class ApiSettings(Section):
@@ -295,51 +295,51 @@ class ApiSettings(Section):
     host: str = "127.0.0.1"
     """Address that june listens on; other machines need api.token; empty: june does not listen."""
     port: int = Field(default=8080, ge=0, le=65_535)
-    """Port that june listens on; 0: any that is free, which the log names."""
+    """Port that june listens on; 0: any free port, which the log names."""
     token: SecretStr = SecretStr("")
-    """Secret. What programs send as "Authorization: Bearer …"; empty: only this machine is served."""
+    """Secret. Programs send it as "Authorization: Bearer …"; empty: june serves only this machine."""
 
 
 class ChatSettings(Section):
     """Conversations in the chat apps."""
 
     names: list[Annotated[str, Field(min_length=1)]] = ["june"]
-    """Names that june answers to in a group, when one is spoken in a voice message."""
+    """Names to which june answers in a group when a voice message contains one."""
     busy: Literal["queue", "interrupt"] = "queue"
-    """What a new message does while its chat's answer is in the making: wait, or end that answer."""
+    """What a new message does while june still answers its chat: wait ("queue"), or end that answer."""
     max_turns: int = Field(default=8, ge=1, le=64)
-    """Answers in the making at a time, over all chats."""
+    """Answers that june makes at the same time, in all chats."""
     max_attempts: int = Field(default=5, ge=1)
-    """How often a message is tried when june is killed over it, before its sender is told."""
+    """How often june tries a message if it is killed each time, before it tells the sender."""
     history_messages: int = Field(default=20, ge=0)
-    """Messages of a conversation that the model is shown, as far as its context holds them."""
+    """Messages of a conversation that the model is shown, as far as they fit into its context."""
     shutdown_s: Seconds = 20.0
-    """Time that answers in the making have when june is asked to stop; the rest wait for its return."""
+    """Seconds for current answers to end when june is asked to stop; the rest wait for its restart."""
 
 
 class DeliverySettings(Section):
     """Sending answers."""
 
     max_attempts: int = Field(default=20, ge=1)
-    """How often a message is sent before june gives it up; 20 with their growing pauses are an hour."""
+    """How often june tries to send a message; 20 tries with their growing pauses take an hour."""
     group_window_s: float = Field(default=1.0, ge=0, le=60)
-    """Notices to one chat within so many seconds go as one message; answers never wait."""
+    """Notices to one chat within this many seconds are sent as one message; answers never wait."""
     timeout_s: Seconds = 60.0
     """Time limit of one request to a chat app, in seconds."""
 
 
 class TelemetrySettings(Section):
-    """What june tells of itself: logs, traces, and stacks when it stands still."""
+    """Logs, traces, and the watchdog."""
 
     log_format: Literal["auto", "console", "json"] = "auto"
     """"console" for people, "json" for machines; "auto": console on a terminal."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least important level that is logged."""
     log_content: bool = False
-    """Log what people say and what is answered. Personal data: leave it off."""
+    """Log what people say and june's answers. Personal data: leave it off."""
     log_user_ids: bool = False
-    """Log who somebody is, such as "telegram:123456789", and not only a hash; tells you your own number."""
+    """Log people such as "telegram:123456789" instead of a hash; use it to find your own number."""
     otlp_endpoint: str = Field(default="", pattern="^(https?://.+)?$")
-    """Where traces are sent by OTLP over HTTP, such as "http://localhost:4318"; empty: nowhere."""
+    """Where to send traces with OTLP over HTTP, such as "http://localhost:4318"; empty: nowhere."""
     watchdog_s: float = Field(default=30.0, ge=0)
-    """Seconds that the event loop may stand still until its stack is shown, then until june ends; 0: any."""
+    """Seconds that the event loop may stall before its stack is shown, then before june ends; 0: any."""

@@ -1,4 +1,4 @@
-"""june's API on a real port over a real store, and a client that speaks to it."""
+"""june's API on a real port over a real store, and a client for it."""
 
 import asyncio
 import json
@@ -30,7 +30,7 @@ ACCESS = AccessSettings(owners=[OWNER, "discord:9"], allowed=[BERT])
 
 @dataclass(frozen=True)
 class Answer:
-    """A response, read to its end."""
+    """A response that was read to its end."""
 
     status: int
     body: Any
@@ -39,7 +39,7 @@ class Answer:
 
     @property
     def detail(self) -> str:
-        """The sentence of a problem, which it is well formed as."""
+        """Check that the response is a well-formed problem and return its sentence."""
         assert self.content_type == "application/problem+json"
         assert self.body.keys() == {"type", "title", "status", "detail"}
         assert self.body["status"] == self.status
@@ -48,14 +48,14 @@ class Answer:
 
 
 class Client:
-    """Speaks to one API."""
+    """A client of one API."""
 
     def __init__(self, session: ClientSession, base_url: str) -> None:
         self.session = session
         self.base_url = base_url
 
     async def call(self, method: str, path: str, body: Any = None, **options: Any) -> Answer:
-        """One request; `body` is sent as JSON."""
+        """Send one request, with `body` as JSON, and return the response."""
         if body is not None:
             options["data"] = json.dumps(body)
             options["headers"] = {"Content-Type": "application/json", **options.get("headers", {})}
@@ -70,17 +70,17 @@ class Client:
             )
 
     async def get(self, path: str, **options: Any) -> Answer:
-        """A GET."""
+        """Send a GET request."""
         return await self.call("GET", path, **options)
 
     async def post(self, path: str, body: Any, **options: Any) -> Answer:
-        """A POST of JSON."""
+        """Send a POST request with JSON."""
         return await self.call("POST", path, body, **options)
 
 
 @asynccontextmanager
 async def talking_to(port: int, *, token: str = "") -> AsyncIterator[Client]:
-    """A client of the API on a port."""
+    """Open a client of the API on a port."""
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     async with ClientSession(headers=headers, timeout=ClientTimeout(60)) as session:
         yield Client(session, f"http://127.0.0.1:{port}")
@@ -88,7 +88,7 @@ async def talking_to(port: int, *, token: str = "") -> AsyncIterator[Client]:
 
 @dataclass
 class Office:
-    """A queue, its API, and a client."""
+    """A queue, its API and a client."""
 
     path: Path
     api: ApiSettings = LOOPBACK
@@ -134,19 +134,19 @@ class Office:
         return self.record.failing()
 
     async def expire(self) -> int:
-        """End what has run out."""
+        """End the leases and questions that have run out."""
         explain = await self.leases.explanation()
         return await self.store.queue.expire(max_attempts=self.queue.max_attempts, explain=explain)
 
     async def arrive(self, *texts: str, user: str = OWNER, **fields: Any) -> list[Received]:
-        """Messages for the queue."""
+        """Receive messages for the queue."""
         number = len(await self.store.history.entries(limit=10**6)) + 100
         batch = [inbound(number + index, user, text, **fields) for index, text in enumerate(texts)]
         role: Role = "owner" if user in self.access.owners else "allowed"
         return await self.store.inbox.receive([(one, role) for one in batch], place=place_in_queue)
 
     async def deliver(self) -> list[str]:
-        """Send everything that is due; the texts."""
+        """Send all messages that are due and return their texts."""
         sent = []
         while rows := await self.store.outbox.take_due(exclude_chats=(), group_window_s=0):
             for row in rows:
@@ -160,7 +160,7 @@ class Office:
 async def read_events(
     client: Client, count: int, *, last: str = "", opened: asyncio.Event | None = None
 ) -> list[tuple[str, str, Any]]:
-    """So many events: id, name and data; fewer if the stream ends."""
+    """Return the next events, with id, name and data; fewer if the stream ends."""
     events: list[tuple[str, str, Any]] = []
     headers = {"Last-Event-ID": last} if last else {}
     async with client.session.get(f"{client.base_url}/v1/events", headers=headers) as response:

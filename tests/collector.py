@@ -1,4 +1,4 @@
-"""A real OTLP receiver on loopback, and the spans that it was sent."""
+"""A real OTLP receiver on loopback, and the spans that it received."""
 
 import asyncio
 import socket
@@ -10,7 +10,7 @@ from oteltap import OtelTapHttpProtobufReceiver, OtelTapHttpProtobufReceiverSett
 
 
 class Collector:
-    """What came so far."""
+    """The spans received so far."""
 
     def __init__(self, endpoint: str) -> None:
         self.endpoint = endpoint
@@ -18,13 +18,13 @@ class Collector:
         self._changed = asyncio.Event()
 
     async def read(self, receiver: OtelTapHttpProtobufReceiver) -> None:
-        """Keep what the receiver is sent, until it stops."""
+        """Keep the spans that the receiver gets until it stops."""
         async for span in receiver.stream_traces():
             self.spans.append(span)
             self._changed.set()
 
     async def until(self, is_so: Callable[[list[Span]], bool], *, timeout_s: float = 60) -> None:
-        """Wait until something is so of the spans.
+        """Wait until a condition on the spans holds.
 
         Raises:
             TimeoutError: it was not.
@@ -35,13 +35,13 @@ class Collector:
                 await self._changed.wait()
 
     async def named(self, name: str) -> Span:
-        """The first span whose name begins so, as soon as it comes."""
+        """Return the first span whose name begins with a text, as soon as it arrives."""
         await self.until(lambda spans: any(span.name.startswith(name) for span in spans))
         return next(span for span in self.spans if span.name.startswith(name))
 
 
 def attributes(span: Span) -> dict[str, object]:
-    """A span's attributes, a list as a tuple."""
+    """Return a span's attributes, with lists as tuples."""
     found: dict[str, object] = {}
     for attribute in span.attributes:
         kind = attribute.value.WhichOneof("value") or ""
@@ -54,7 +54,7 @@ def attributes(span: Span) -> dict[str, object]:
 
 @asynccontextmanager
 async def collecting() -> AsyncIterator[Collector]:
-    """A receiver, for as long as the block lasts."""
+    """Run a receiver while the block runs."""
     with socket.socket() as free:  # the receiver does not tell which port it was given
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

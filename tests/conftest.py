@@ -1,4 +1,4 @@
-"""What several test files share: the starter models, each loaded once a session."""
+"""Fixtures that several test files share; each starter model is loaded once per session."""
 
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -20,7 +20,7 @@ CATALOGUE = load_catalogue()
 
 @pytest.fixture(scope="session")
 def settings() -> Settings:
-    """The defaults with the starter models, and greedy, so that answers repeat."""
+    """Return the defaults with the starter models and greedy sampling, so that answers repeat."""
     return Settings(
         models=ModelsSettings(directory=PROJECT_ROOT / "models", preset="starter"),
         llm=LlmSettings(temperature=0, presence_penalty=0, max_tokens=40),
@@ -29,14 +29,14 @@ def settings() -> Settings:
 
 @pytest.fixture
 def punctual() -> Iterator[None]:
-    """For tests that look at a clock: garbage collection of all that the suite left takes 0.3 s."""
+    """Keep garbage collection short for a test that measures time: all that the suite left takes 0.3 s."""
     with short_collections():
         yield
 
 
 @pytest.fixture(scope="session")
 def model_paths(settings: Settings) -> dict[str, Path]:
-    """What each engine loads, by the model's name."""
+    """Return the model that each engine loads, by name."""
     directory = settings.models.directory
     for name in STARTER:
         require(CATALOGUE[name], CATALOGUE[name].folder(directory))
@@ -45,7 +45,7 @@ def model_paths(settings: Settings) -> dict[str, Path]:
 
 @pytest.fixture(scope="session")
 async def stt(settings: Settings, model_paths: dict[str, Path]) -> AsyncIterator[FasterWhisper]:
-    """Whisper tiny.en."""
+    """Load Whisper tiny.en."""
     whisper = FasterWhisper(settings.stt, LocalModel(CATALOGUE[STT], model_paths[STT]))
     await whisper.load()
     await whisper.warm_up()
@@ -55,7 +55,7 @@ async def stt(settings: Settings, model_paths: dict[str, Path]) -> AsyncIterator
 
 @pytest.fixture(scope="session")
 async def llm(settings: Settings, model_paths: dict[str, Path]) -> AsyncIterator[LlamaCpp]:
-    """SmolLM2 with 135 million parameters."""
+    """Load SmolLM2 with 135 million parameters."""
     model = LlamaCpp(settings.llm, LocalModel(CATALOGUE[LLM], model_paths[LLM]))
     await model.load()
     await model.warm_up()
@@ -65,7 +65,7 @@ async def llm(settings: Settings, model_paths: dict[str, Path]) -> AsyncIterator
 
 @pytest.fixture(scope="session")
 async def tts(settings: Settings, model_paths: dict[str, Path]) -> AsyncIterator[Piper]:
-    """The voice Joe."""
+    """Load the voice Joe."""
     voice = Piper(settings.tts, LocalModel(CATALOGUE[TTS], model_paths[TTS]))
     await voice.load()
     await voice.warm_up()
@@ -75,13 +75,13 @@ async def tts(settings: Settings, model_paths: dict[str, Path]) -> AsyncIterator
 
 @pytest.fixture(scope="session")
 def questions() -> tuple[Question, ...]:
-    """The recorded questions that ship with june."""
+    """Return the recorded questions that ship with june."""
     return load_questions()
 
 
 @pytest.fixture(scope="session")
 def settings_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same settings as a file, for commands that are run as people run them."""
+    """Write the same settings to a file, for commands that are run as people run them."""
     file = tmp_path_factory.mktemp("settings") / "settings.toml"
     file.write_text(
         f'[models]\ndirectory = "{PROJECT_ROOT / "models"}"\npreset = "starter"\n'

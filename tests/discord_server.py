@@ -36,24 +36,24 @@ PATIENCE_S = 20.0
 
 @dataclass(frozen=True)
 class Failure:
-    """What a route answers instead of its work; without a status the connection is dropped."""
+    """A failure that a route answers with; without a status, the connection is dropped."""
 
     status: int = 0
     body: Json | str = ""
     headers: Mapping[str, str] = field(default_factory=dict)
     after_work: bool = False
-    """The request is carried out first, so that only its answer is lost."""
+    """Whether the request is carried out first, so that only its answer is lost."""
 
 
 def too_many_requests(retry_after_s: float, *, via: bool) -> Failure:
-    """429 from Discord itself, which discord.py obeys by itself, or without `Via` from what stands before."""
+    """Return 429 from Discord itself, which discord.py obeys, or, without `Via`, from a proxy before it."""
     headers = {"Retry-After": str(retry_after_s)} | ({"Via": "1.1 google"} if via else {})
     body = {"message": "You are being rate limited.", "retry_after": retry_after_s, "global": False}
     return Failure(429, body, headers)
 
 
 def refusal(status: int, code: int, message: str = "refused") -> Failure:
-    """An error of Discord's API, such as (403, 50013)."""
+    """Return an error of Discord's API, such as (403, 50013)."""
     return Failure(status, {"message": message, "code": code})
 
 
@@ -94,7 +94,7 @@ class _RefusedError(Exception):
 
 
 class DiscordServer:
-    """One bot's Discord; what it did stands in the public lists, the newest last."""
+    """The Discord of one bot; the public lists hold what the bot did, the newest last."""
 
     def __init__(self, *, token: str, port: int = 0) -> None:
         self.token = token
@@ -168,17 +168,17 @@ class DiscordServer:
     # What people do
 
     def open_dm(self, user: str) -> str:
-        """The id of a new direct channel with that user."""
+        """Open a direct channel with that user and return its id."""
         return self._add_channel({"type": 1, "recipients": [_user(user)], "last_message_id": None})
 
     def open_channel(self, name: str = "general") -> str:
-        """The id of a new text channel in the guild; open it before june connects."""
+        """Open a text channel in the guild and return its id; call this before june connects."""
         return self._add_channel(
             {"type": 0, "guild_id": GUILD_ID, "name": name, "position": 0, "permission_overwrites": []}
         )
 
     def open_thread(self, parent: str, *, guild: str = GUILD_ID) -> str:
-        """The id of a new thread that june is not told about; it may be in a guild unknown to it."""
+        """Open a thread without telling june and return its id; june may not know its guild."""
         times = {"archived": False, "auto_archive_duration": 1440, "archive_timestamp": _now()}
         thread = {
             "type": 11,
@@ -201,7 +201,7 @@ class DiscordServer:
         reply_to: str = "",
         **extra: Any,
     ) -> str:
-        """The id of a new message: text, a voice message, or an audio file; `<@BOT_ID>` mentions june.
+        """Send a text, a voice message or an audio file and return its id; `<@BOT_ID>` mentions june.
 
         While june is not connected it stands in the channel's history only.
         """
@@ -224,7 +224,7 @@ class DiscordServer:
         return str(message["id"])
 
     async def use_command(self, channel: str, user: str, name: str, argument: str = "") -> str:
-        """The id of a new interaction: someone chose a slash command."""
+        """Choose a slash command for a user and return the id of the interaction."""
         identifier = self._snowflake()
         self._interactions[identifier] = _Interaction(channel, f"token-of-{identifier}")
         options = [{"name": "argument", "type": 3, "value": argument}] if argument else []
@@ -251,21 +251,21 @@ class DiscordServer:
         return identifier
 
     def expire_links(self) -> None:
-        """No link to a recording that was handed out until now works any longer."""
+        """Make all links to recordings that were handed out until now expire."""
         self._recordings = {key: (data, expired + 1) for key, (data, expired) in self._recordings.items()}
 
     def forget_message(self, channel: str, message: str) -> None:
-        """Its author deleted it."""
+        """Delete a message, as its author does."""
         del self._messages[channel][message]
 
     def expire_interaction(self, interaction: str) -> None:
-        """Three seconds have passed without an answer."""
+        """Let an interaction expire, as it does after three seconds without an answer."""
         del self._interactions[interaction]
 
     # What goes wrong
 
     def fail(self, route: str, *failures: Failure) -> None:
-        """The next requests of a route, such as "POST /channels/{channel}/messages", fail so in turn."""
+        """Let the next requests of a route, such as "POST /channels/{channel}/messages", fail in order."""
         self._failures[route].extend(failures)
 
     async def drop_gateway(self) -> None:
@@ -276,7 +276,7 @@ class DiscordServer:
                 session.request.transport.abort()
 
     async def invalidate_session(self) -> None:
-        """Opcode 9: the session is over, and what it missed is lost to the gateway."""
+        """End the session with opcode 9; events that it missed are lost to the gateway."""
         sockets = [session.socket for session in self._sessions.values() if session.socket is not None]
         self._sessions.clear()
         for socket in sockets:
@@ -292,18 +292,18 @@ class DiscordServer:
     # What the bot did
 
     async def until(self, holds: Callable[[], object]) -> None:
-        """Wait until it holds; it is looked at after every request and gateway message."""
+        """Wait until a condition holds; it is checked after every request and gateway message."""
         async with asyncio.timeout(PATIENCE_S), self._changed:
             await self._changed.wait_for(lambda: bool(holds()))
 
     async def sent_where(self, matches: Callable[[Sent], object]) -> Sent:
-        """The first message of the bot's that matches, as soon as there is one."""
+        """Return the bot's first message that matches, as soon as there is one."""
         await self.until(lambda: any(map(matches, self.sent)))
         return next(filter(matches, self.sent))
 
     @property
     def is_connected(self) -> bool:
-        """Whether a gateway session is live."""
+        """Whether a gateway session is open."""
         return any(session.socket is not None for session in self._sessions.values())
 
     # Gateway

@@ -1,4 +1,4 @@
-"""What tests read of the documents: their sections, and the code that is shown in them."""
+"""Reading documents in tests: their sections, and the code in them."""
 
 import re
 import shutil
@@ -23,12 +23,12 @@ def section(page: str, heading: str) -> str:
 
 
 def code_blocks(text: str, language: str) -> list[str]:
-    """Return what stands in the fenced blocks of a language, such as "python", in their order."""
+    """Return the contents of the fenced blocks of a language, such as "python", in order."""
     return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
 def follow(heading: str, folder: Path, *, table: str) -> None:
-    """Do what a section of docs/backends.md says in a copy of june: create a file, add a line to a table.
+    """Follow a section of docs/backends.md in a copy of june: create a file, add a line to a table.
 
     Args:
         heading: of the section. Its first block of Python is the file, whose path stands above it after

@@ -1,4 +1,4 @@
-"""Models that do what the real ones cannot be made to do: fail, hang, and wait for one another."""
+"""Fakes that do what the real parts cannot be made to do: fail, hang, and wait for one another."""
 
 import asyncio
 import itertools
@@ -31,7 +31,7 @@ from june.messages import (
 
 @dataclass
 class FakeModel:
-    """What the three have in common. `hangs` and `error` are what a call comes to."""
+    """The base of the fake models. A call hangs if `hangs` is set and fails with `error` if given."""
 
     device: Device = "cpu"
     hangs: bool = False
@@ -41,21 +41,21 @@ class FakeModel:
     calls_running: int = 0
 
     async def load(self) -> None:
-        """Nothing to load."""
+        """Do nothing: there is nothing to load."""
 
     async def warm_up(self) -> None:
-        """Nothing to warm."""
+        """Do nothing: there is nothing to warm up."""
 
     async def close(self) -> None:
-        """Nothing to free."""
+        """Do nothing: there is nothing to free."""
 
     def describe(self) -> ModelDescription:
-        """A fake on `device`."""
+        """Return a description of a fake on `device`."""
         return ModelDescription("fake", "fake", self.device, {})
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """One call, from its begin to its end, whatever that is."""
+        """Note one call, from its beginning to its end, however it ends."""
         self.calls_running += 1
         self.called.set()
         try:
@@ -64,7 +64,7 @@ class FakeModel:
             self.calls_running -= 1
 
     async def come_to_it(self) -> None:
-        """Hang or fail, if that is the plan."""
+        """Hang or fail, if the test set so."""
         if self.hangs:
             await asyncio.Event().wait()
         if self.error is not None:
@@ -103,7 +103,7 @@ class FakeLlm(FakeModel):
     forgotten: list[str] = field(default_factory=list)
 
     async def forget(self, conversation: str) -> None:
-        """Note it."""
+        """Note the conversation."""
         self.forgotten.append(conversation)
 
     async def stream(self, request: ChatRequest) -> AsyncGenerator[Delta, None]:
@@ -173,25 +173,25 @@ class FakeAdapter:
     """What each chat shows, by the message's id, in order."""
 
     async def run(self, intake: Intake, commands: Sequence[CommandInfo]) -> None:
-        """Nothing arrives."""
+        """Wait for ever: no message arrives."""
 
     async def close(self) -> None:
-        """Nothing to close."""
+        """Do nothing: there is nothing to close."""
 
     def health(self) -> AdapterHealth:
-        """As `state` says."""
+        """Return the status that `state` says."""
         return AdapterHealth(self.state)
 
     def shown(self, chat: str) -> list[str]:
-        """What a person reads and hears there."""
+        """Return what a person reads and hears there."""
         return [message.text for message in self.chats[chat].values()]
 
     async def requested(self, count: int) -> None:
-        """Wait until so many requests were made."""
+        """Wait until this many requests were made."""
         await self.until(lambda: len(self.requests) >= count)
 
     async def until(self, is_so: Callable[[], bool]) -> None:
-        """Wait until something is so after a request came or ended.
+        """Wait until a condition holds after a request began or ended.
 
         Raises:
             TimeoutError: it was not for 20 s.
@@ -203,7 +203,7 @@ class FakeAdapter:
 
     @asynccontextmanager
     async def request(self, name: str, chat: str) -> AsyncIterator[None]:
-        """One request, as the class says."""
+        """Make one request, as the class says."""
         self.requests.append((name, chat))
         self.changed.set()
         self.running[chat] += 1
@@ -226,11 +226,11 @@ class FakeAdapter:
         return message
 
     async def download(self, message: Inbound, *, max_bytes: int) -> bytes:
-        """There is nothing to fetch."""
+        """Fail: there is nothing to download."""
         raise NotImplementedError
 
     def parts(self, text: str) -> list[str]:
-        """The text cut after every `max_characters`; its markup is nothing but the characters themselves."""
+        """Return the text cut after every `max_characters`; its markup is the characters themselves."""
         cuts = range(0, len(text.strip()), self.max_characters)
         return [text.strip()[cut : cut + self.max_characters] for cut in cuts]
 

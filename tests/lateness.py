@@ -1,4 +1,4 @@
-"""How late an event loop is, and how late the machine lets anybody be."""
+"""How late an event loop is, and how much of that is due to the machine."""
 
 import asyncio
 import os
@@ -8,11 +8,11 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
 Span = tuple[float, float]
-"""When something should have run and when it did, seconds of `time.perf_counter`."""
+"""When a call should have run and when it did, in seconds of `time.perf_counter`."""
 
 TICK_S = 0.005
 STANDSTILL_S = 0.02
-"""Programs that compute keep one that slept from its CPU for less; a CPU taken away does for more."""
+"""Other programs that compute delay a program that wakes up by less; a suspended CPU delays it by more."""
 ON_A_CPU = f"""
 import os, sys, time
 os.sched_setaffinity(0, {{int(sys.argv[1])}})
@@ -23,18 +23,18 @@ while True:
     if ran_s - due_s > {STANDSTILL_S}:
         print(due_s, ran_s, flush=True)
 """
-"""Sleeps on one CPU, in a process of its own, and tells when it was woken late."""
+"""Sleeps on one CPU in its own process, and reports when it was woken late."""
 
 
 class Lateness:
-    """What was late while an event loop was watched."""
+    """Delays while an event loop was watched."""
 
     def __init__(self) -> None:
         self.loop: list[Span] = []
         self.machine: list[Span] = []
 
     def worst_s(self) -> float:
-        """The longest that the loop was late, seconds, without the time in which a CPU stood still."""
+        """Return the loop's longest delay in seconds, without the time in which a CPU was suspended."""
         return max(ran_s - due_s - self._excused_s(due_s, ran_s) for due_s, ran_s in self.loop)
 
     def _excused_s(self, due_s: float, ran_s: float) -> float:

@@ -1,4 +1,4 @@
-"""`python -m june run` in a process of its own, against servers that the tests own."""
+"""`python -m june run` in its own process, with servers that the tests own."""
 
 import asyncio
 import json
@@ -15,7 +15,7 @@ from june.sections import PROJECT_ROOT
 
 
 def write_settings(folder: Path, /, **sections: dict[str, Any]) -> Path:
-    """A settings file with the starter models, greedy, and these keys; its path."""
+    """Write a settings file with the starter models, greedy sampling and these keys; return its path."""
     chosen: dict[str, dict[str, Any]] = {
         "models": {"directory": str(PROJECT_ROOT / "models"), "preset": "starter"},
         "llm": {"temperature": 0, "presence_penalty": 0, "max_tokens": 40},
@@ -35,13 +35,13 @@ def write_settings(folder: Path, /, **sections: dict[str, Any]) -> Path:
 
 
 def free_port() -> int:
-    """A port that is free now, for a program that has to know it beforehand."""
+    """Return a port that is free now, for a program that must know it beforehand."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return int(listener.getsockname()[1])
 
 
 class Program:
-    """A running june, and what it logged so far."""
+    """A running june, and its log so far."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
@@ -49,7 +49,7 @@ class Program:
         self._reading = asyncio.create_task(self._read())
         self.events: list[dict[str, Any]] = []
         self.output = ""
-        """Everything that it wrote on standard error."""
+        """Everything that june wrote to standard error."""
 
     async def _read(self) -> None:
         assert self._process.stderr is not None
@@ -66,7 +66,7 @@ class Program:
         changed.set()
 
     async def logged(self, event: str, *, count: int = 1, timeout_s: float = 60) -> dict[str, Any]:
-        """The `count`th event of this name, as soon as it is logged."""
+        """Return the `count`th event of this name, as soon as it is logged."""
         async with asyncio.timeout(timeout_s):
             while len(found := [each for each in self.events if each["event"] == event]) < count:
                 assert not self._reading.done(), self.output
@@ -74,13 +74,13 @@ class Program:
         return found[count - 1]
 
     async def kill(self) -> None:
-        """End it as a power cut does."""
+        """Kill june, as a power cut would."""
         self._process.kill()
         await self._process.wait()
         await self._reading
 
     async def terminate(self) -> int:
-        """Ask it to end, and wait for it; the exit status."""
+        """Ask june to end, wait for it, and return the exit status."""
         self._process.send_signal(signal.SIGTERM)
         status = await self._process.wait()
         await self._reading
@@ -88,13 +88,13 @@ class Program:
 
     @property
     def is_running(self) -> bool:
-        """Whether it has not ended."""
+        """Whether june has not ended."""
         return self._process.returncode is None
 
 
 @asynccontextmanager
 async def running(settings_file: Path) -> AsyncIterator[Program]:
-    """june, from its start to the end of the block."""
+    """Run june until the end of the block."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "june", "run", "--settings", str(settings_file)),
         stdout=asyncio.subprocess.DEVNULL,

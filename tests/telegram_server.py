@@ -1,4 +1,4 @@
-"""A small Bot API server on loopback: what june knows of Telegram, as code.
+"""A small Bot API server on loopback: what june relies on of Telegram, as code.
 
 Behaviour and wording follow Telegram's own server (tdlib/telegram-bot-api, Client.cpp), as far as june
 uses it.
@@ -37,15 +37,15 @@ TAGS = re.compile("a|b|blockquote|code|del|em|i|ins|pre|s|span|strike|strong|tg-
 
 @dataclass(frozen=True)
 class Failure:
-    """What a request gets in place of its answer. Status 0: the connection is dropped."""
+    """A failure that a request gets instead of its answer. Status 0: the connection is dropped."""
 
     status: int = 0
     description: str = ""
     parameters: dict[str, int] = field(default_factory=dict)
     page: str = ""
-    """HTML of a proxy in between."""
+    """Whether the body is HTML, as from a proxy in between."""
     is_obeyed: bool = False
-    """The request is carried out; only its answer is lost."""
+    """Whether the request is carried out, so that only its answer is lost."""
 
 
 class RefusedError(Exception):
@@ -101,12 +101,12 @@ class Call:
 
     @property
     def chat(self) -> int:
-        """Where to; 0 if it concerns no chat."""
+        """The chat of the request; 0 if it concerns none."""
         return int(self.params.get("chat_id", 0))
 
     @property
     def text(self) -> str:
-        """As it was sent, markup included."""
+        """The text as it was sent, with its markup."""
         return self.params.get("text", "")
 
     @property
@@ -125,7 +125,7 @@ def utf16_units(text: str) -> int:
 
 
 def visible_text(markup: str) -> str:
-    """The text that a reader sees of Telegram's HTML."""
+    """Return the text that a reader sees of Telegram's HTML."""
     seen, opened = "", list[str]()
     for piece in re.findall(r"<[^>]*>?|[^<]+", markup):
         tag = re.fullmatch(r"<(/?)([a-z][a-z-]*)(\s[^>]*)?>", piece)
@@ -211,7 +211,7 @@ class TelegramServer:
         reply_to: int = 0,
         **fields: Any,
     ) -> int:
-        """Someone sends a message, by default to june in private; its id.
+        """Send a message, by default to june in private, and return its id.
 
         Args:
             text: of which commands and mentions become entities, as in the apps.
@@ -249,7 +249,7 @@ class TelegramServer:
         file: dict[str, Any] | None = None,
         **message: Any,
     ) -> int:
-        """Someone sends a recording; its message's id.
+        """Send a recording and return the id of its message.
 
         Args:
             kind: what it is sent as.
@@ -271,7 +271,7 @@ class TelegramServer:
         return self.push(**message)
 
     def upgrade(self, group: int, supergroup: int) -> None:
-        """Let a group become a supergroup: both chats are told, and the group takes nothing any more."""
+        """Turn a group into a supergroup: both chats are told, and the group accepts nothing any more."""
         self.upgraded[group] = supergroup
         self.push(chat=group, migrate_to_chat_id=supergroup)
         self.push(chat=supergroup, migrate_from_chat_id=group)
@@ -286,24 +286,24 @@ class TelegramServer:
 
     @property
     def pending(self) -> int:
-        """How many updates june has not acknowledged."""
+        """The number of updates that june has not acknowledged."""
         return len(self._updates)
 
     def sent(self, method: str, chat: int | None = None) -> list[Call]:
-        """The requests that were carried out."""
+        """Return the requests that were carried out."""
         return [it for it in self.calls if it.ok and it.method == method and chat in {None, it.chat}]
 
     async def wait_for(
         self, predicate: Callable[[Call], bool], *, count: int = 1, timeout_s: float = 20
     ) -> Call:
-        """The `count`th request for which the predicate holds, as soon as it is answered."""
+        """Return the `count`th request for which the predicate holds, as soon as it is answered."""
         async with asyncio.timeout(timeout_s):
             while len(found := [it for it in self.calls if predicate(it)]) < count:
                 await self._changed.wait()
         return found[count - 1]
 
     async def acknowledged(self) -> None:
-        """Returns as soon as june has acknowledged every update."""
+        """Wait until june has acknowledged every update."""
         async with asyncio.timeout(20):
             while self._updates:
                 await self._changed.wait()
@@ -319,7 +319,7 @@ class TelegramServer:
     async def call_webhook(
         self, url: str, *, headers: dict[str, str] | None = None, body: bytes = b""
     ) -> int:
-        """POST the oldest update to june as Telegram does; the status. What june took is forgotten."""
+        """POST the oldest update to june as Telegram does; forget it if june took it; return the status."""
         headers = headers or {"X-Telegram-Bot-Api-Secret-Token": self.webhook["secret_token"]}
         data = body or json.dumps(self._updates[0]).encode()
         async with (
@@ -389,7 +389,7 @@ class TelegramServer:
         return web.json_response(answer, status=failure.status or 500)
 
     async def _get_updates(self, call: Call) -> list[dict[str, Any]]:
-        """The updates from the offset on; those before it are forgotten, all others are handed out again."""
+        """Return the updates from the offset on, again if asked again, and forget those before it."""
         if self.webhook:
             raise RefusedError(WEBHOOK_IS_ACTIVE)
         self._poll = call
@@ -508,7 +508,7 @@ class TelegramServer:
 
 
 def entities(text: str) -> list[dict[str, Any]]:
-    """Commands at the beginning and mentions anywhere, with offsets in UTF-16 units."""
+    """Return commands at the beginning and mentions anywhere, with offsets in UTF-16 units."""
     found = [("bot_command", it) for it in re.finditer(r"^/\w+(@\w+)?", text)]
     found += [("mention", it) for it in re.finditer(r"(?<![\w/])@\w+", text)]
     return [

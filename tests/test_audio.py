@@ -1,4 +1,4 @@
-"""Real recordings, made here with PyAV, go through june's decoder and encoder."""
+"""june's decoder and encoder, with real recordings that are made here with PyAV."""
 
 import io
 import json
@@ -36,7 +36,7 @@ def tone(duration_s: float, rate_hz: int, *, amplitude: float = 0.3) -> Samples:
 
 
 def speech(duration_s: float, rate_hz: int, *, seed: int = 0) -> Samples:
-    """A hoarse voice in syllables: four a second, with a pause at the end of every second."""
+    """Return a hoarse voice in syllables: four a second, with a pause at the end of every second."""
     time_s = np.arange(int(duration_s * rate_hz)) / rate_hz
     envelope = np.abs(np.sin(2 * np.pi * 2 * time_s)) * (time_s % 1 < 0.75)
     phase = 2 * np.pi * (220 * time_s + 3 * np.sin(2 * np.pi * time_s))
@@ -167,7 +167,7 @@ def test_a_tag_of_any_bytes_and_a_cover_picture_do_not_disturb() -> None:
 
 
 def ogg_checksum(page: bytes) -> int:
-    """RFC 3533, section 6: the CRC of a page whose own field of it is zero."""
+    """Return the CRC of a page whose CRC field is zero (RFC 3533, section 6)."""
     remainder = 0
     for byte in page:
         remainder ^= byte << 24
@@ -177,7 +177,7 @@ def ogg_checksum(page: bytes) -> int:
 
 
 def with_title(recorded: bytes, title: bytes) -> bytes:
-    """A recording whose title of as many bytes was "x" repeated."""
+    """Return a recording whose title is "x" repeated this many times."""
     assert recorded.count(b"x" * len(title)) >= 1
     retitled = recorded.replace(b"x" * len(title), title)
     if not retitled.startswith(b"OggS"):
@@ -271,7 +271,7 @@ def test_a_recording_longer_than_its_header_says_is_stopped_while_it_is_decoded(
 
 
 def four_hours_of_silence() -> bytes:
-    """One packet of 20 ms, 720 000 times: OGG/Opus."""
+    """Return OGG/Opus with one packet of 20 ms, 720 000 times."""
     silence = recording("ogg", "libopus", 48_000, np.zeros(48_000, np.int16))
     with av.open(io.BytesIO(silence)) as source:
         packet_bytes = bytes([(31 << 3) | 3, 50, *([0] * 50)])  # RFC 6716: code 3, 50 CELT frames of 1 byte
@@ -288,7 +288,7 @@ def four_hours_of_silence() -> bytes:
 
 
 def iso_bomb() -> bytes:
-    """An M4A of 6 kB whose sample table promises 70 million samples of one byte."""
+    """Return an M4A of 6 kB whose sample table claims 70 million samples of one byte."""
     data = bytearray(recording("ipod", "aac", 44_100, tone(0.5, 44_100)))
     samples = 70_000_000
     for name, values in {
@@ -306,7 +306,7 @@ def synchsafe(number: int) -> bytes:
 
 
 def id3_bomb() -> bytes:
-    """An MP3 whose tag of 400 kB unpacks to 100 MB."""
+    """Return an MP3 whose tag of 400 kB unpacks to 100 MB."""
     text = zlib.compress(b"\0TEST\0" + b"a" * 100_000_000, 1)
     frame = b"TXXX" + synchsafe(len(text) + 4) + b"\0\x09" + synchsafe(100_000_006) + text
     return b"ID3\4\0\0" + synchsafe(len(frame)) + frame + mp3_without_tag(16_000)
@@ -438,7 +438,7 @@ def test_nothing_written_or_a_second_sample_rate_is_an_error() -> None:
         encoder.finish()
     assert (caught.value.stage, caught.value.code) == ("encode", "encode_failed")
     encoder.write(speech(0.2, 22_050), 22_050)
-    with pytest.raises(AudioError, match="16000 Hz follow 22050 Hz"):
+    with pytest.raises(AudioError, match="16000 Hz after 22050 Hz"):
         encoder.write(speech(0.2, 16_000), 16_000)
 
 
@@ -456,7 +456,7 @@ def test_the_waveform_follows_the_loudness() -> None:
 
 
 def gated_dbfs(samples: Samples, rate_hz: int) -> float:
-    """BS.1770 without K-weighting, written block by block as the recommendation has it."""
+    """Return the loudness by BS.1770 without K-weighting, block by block as in the recommendation."""
     block, step = int(0.4 * rate_hz), int(0.1 * rate_hz)
     power = (samples / 32_768) ** 2
     blocks = np.array([power[i : i + block].mean() for i in range(0, power.size - block + 1, step)])

@@ -1,4 +1,4 @@
-"""What the pauses before another try promise."""
+"""Promises of the pauses before another try."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The documents say what is so: their links lead somewhere, and what they name exists."""
+"""Promises of the documents: their links lead somewhere, and the names in them exist."""
 
 import re
 import tomllib
@@ -41,7 +41,7 @@ def prose(page: Path) -> str:
 
 
 def anchors(page: Path) -> set[str]:
-    """The anchors that GitHub makes of a page's headings."""
+    """Return the anchors that GitHub makes of a page's headings."""
     headings = re.findall(r"^#+ (.*)$", prose(page), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
@@ -51,7 +51,7 @@ def in_backticks(page: Path) -> Iterator[str]:
 
 
 def keys(section: type[BaseModel], path: str = "") -> Iterator[str]:
-    """The names of all sections and keys, such as "llm.model"."""
+    """Return the names of all sections and keys, such as "llm.model"."""
     for name, field in section.model_fields.items():
         yield path + name
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
@@ -103,7 +103,7 @@ def test_what_is_said_to_stand_in_a_file_does(page: Path) -> None:
 
 
 def is_known(name: str) -> bool:
-    """Whether a name in backticks exists, if it looks like a variable, a metric, a setting or an event."""
+    """Return whether a name in backticks exists, if it looks like a variable, metric, setting or event."""
     if variable := re.fullmatch(r"JUNE_([A-Z0-9_]+__[A-Z0-9_]+)(=.*)?", name):
         return variable[1].lower().replace("__", ".") in KEYS
     if re.fullmatch(r"june_[a-z]+_[a-z_]+", name):

@@ -1,4 +1,4 @@
-"""Every failure has a sentence for the person in the chat, and no sentence is idle."""
+"""Every failure has a sentence for the person in the chat, and every sentence is used."""
 
 import ast
 import inspect
@@ -19,7 +19,7 @@ TREE = {
 
 
 def code_of(call: ast.Call, kind: type[StageError]) -> ast.expr | None:
-    """The argument `code` of a call that makes such an error; None if the class fixes it."""
+    """Return the argument `code` of a call that makes such an error; None if the class fixes it."""
     names = list(inspect.signature(kind).parameters)
     arguments = dict(zip(names, call.args, strict=False)) | {
         each.arg or "": each.value for each in call.keywords
@@ -28,7 +28,7 @@ def code_of(call: ast.Call, kind: type[StageError]) -> ast.expr | None:
 
 
 def codes_made() -> Iterator[tuple[str, ast.expr]]:
-    """Where an error of a stage is made, and with which code."""
+    """Yield where a stage's error is made, and its code."""
     for source in SOURCES:
         for node in ast.walk(ast.parse(source.read_text("utf-8"))):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name | ast.Attribute):
@@ -41,7 +41,7 @@ def codes_made() -> Iterator[tuple[str, ast.expr]]:
 
 
 def sentences_used() -> set[str]:
-    """Codes whose sentence is told without an error: `SENTENCES["…"]`."""
+    """Return the codes whose sentence is used without an error: `SENTENCES["…"]`."""
     return {
         node.slice.value
         for source in SOURCES

@@ -1,4 +1,4 @@
-"""What june says of this machine, checked against the system itself."""
+"""june's figures of this machine, compared with the system's own."""
 
 import os
 import re

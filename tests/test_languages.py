@@ -1,4 +1,4 @@
-"""Promises of the codes that languages go by."""
+"""Promises of language codes."""
 
 import pytest
 from faster_whisper.tokenizer import _LANGUAGE_CODES

@@ -24,7 +24,7 @@ from tests.fakes import FakeLlm
 
 @pytest.fixture
 def copied(settings: Settings, model_paths: dict[str, Path], tmp_path: Path) -> Settings:
-    """The starter models in a folder of their own, in which june can note nothing."""
+    """Return settings with the starter models in a folder where june cannot note their verification."""
     for path in model_paths.values():
         folder = path if path.is_dir() else path.parent
         shutil.copytree(folder, tmp_path / folder.name, ignore=shutil.ignore_patterns(".*"))
@@ -35,7 +35,7 @@ def copied(settings: Settings, model_paths: dict[str, Path], tmp_path: Path) -> 
 
 @pytest.fixture
 def threads(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[int]]:
-    """Which threads began to hash a file, and which asked the GPU's driver."""
+    """Note which threads hash a file, and which ask the GPU's driver."""
     seen: dict[str, set[int]] = {"hash": set(), "driver": set()}
     hash_now, ask_now = hashlib.sha256, pynvml.nvmlInit
 

@@ -1,4 +1,4 @@
-"""Where settings come from, and the one sentence that a wrong one gets."""
+"""Where settings come from, and the one sentence for a wrong setting."""
 
 import json
 import os
@@ -37,7 +37,7 @@ Load = Callable[[str], Settings]
 
 @pytest.fixture(autouse=True)
 def _bare_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No variable of june's but the folder of secret files, and no settings file of the owner's."""
+    """Remove june's variables, except for the folder of secret files, and the owner's settings file."""
     for variable in os.environ:
         if variable.upper().startswith("JUNE_"):
             monkeypatch.delenv(variable)
@@ -48,7 +48,7 @@ def _bare_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture
 def load(tmp_path: Path) -> Load:
-    """Loads a settings file of this text."""
+    """Load a settings file with this text."""
 
     def load_text(text: str) -> Settings:
         file = tmp_path / "settings.toml"
@@ -68,7 +68,7 @@ def complaint(load: Callable[[], object]) -> str:
 
 
 def commented_lines(text: str) -> Iterator[tuple[str, str]]:
-    """Each line of TOML with the comment right above it, unwrapped."""
+    """Yield each line of TOML with the comment right above it, unwrapped."""
     comment: list[str] = []
     for line in text.splitlines():
         if line.startswith("#"):

@@ -1,4 +1,4 @@
-"""The rules of the house that no linter knows."""
+"""Rules of the code that no linter checks."""
 
 import ast
 import re
@@ -40,16 +40,16 @@ OWNERS = {
     "structlog": "telemetry/logs.py",
     "xllamacpp": "bench/peers.py",
 }
-"""The one module that imports a library, and translates its exceptions; a package where that is a lot."""
+"""The one module or package that imports a library and translates its exceptions."""
 
 COMPARED_IN = {"llama_cpp": "bench/peers.py"}
-"""A library that june is measured against, too: there it must be what everyone has, without june's part."""
+"""A library that june is also measured against, there as everyone has it, without june's changes."""
 
 LOADED_BY_NAME = {
     *("aiogram", "ctranslate2", "discord", "faster_whisper", "llama_cpp", "onnxruntime", "piper"),
     *("matplotlib", "opentelemetry", "xllamacpp"),
 }
-"""Libraries that are imported only when what is on them is chosen."""
+"""Libraries that are imported only when a part that uses them is chosen."""
 
 
 def imported_packages(tree: ast.Module) -> Iterator[str]:
@@ -114,7 +114,7 @@ def mapped(page: str) -> Iterator[str]:
 
 
 def line_of(path: str) -> str:
-    """Return the line that a file or package needs in the map, with the first line of its docstring."""
+    """Return the line that the map needs for a file or package, with the first line of its docstring."""
     tree = TREES[f"{path}__init__.py" if path.endswith("/") else path]
     about = (ast.get_docstring(tree) or "").partition("\n")[0]
     return f"{path:<40} {about}"

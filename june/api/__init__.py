@@ -1,1 +1,1 @@
-"""The owner's queue over HTTP, and what monitoring asks for; `openapi.yaml` is the contract."""
+"""The owner's queue and the monitoring endpoints over HTTP; `openapi.yaml` is the contract."""

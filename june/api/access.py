@@ -1,13 +1,13 @@
-"""Who is served: whoever has the token; without one, this machine only.
+"""Access control: june serves clients that send the token; without a token, only clients on this machine.
 
-Monitoring and the description are guarded as everything else (ASVS 5.0, 13.4.5); only the files of the
-owner's page, which hold nothing, are not. Without a token a request is
-this machine's if its peer is on loopback, it came through no proxy, and it names june by a loopback address:
-a web page elsewhere, whose name was made to mean 127.0.0.1, names june by its own (DNS rebinding). A page
-cannot write either: every body must be `application/json`, which browsers ask about first.
+The token also guards monitoring and `/openapi.json` (ASVS 5.0, 13.4.5). Only the files of the owner's page,
+which hold no data, are public. Without a token, june accepts a request as local if its peer is on loopback,
+no proxy forwarded it, and its Host header is a loopback address. The Host check stops DNS rebinding: a web
+page whose host name resolves to 127.0.0.1 still sends its own host name. A web page cannot write either:
+every body must be `application/json`, for which a browser first sends a preflight request.
 
-What this does not cover: other people's programs on the same machine, and a proxy that says nothing of
-itself. For both set `api.token`.
+Two cases are not covered: programs of other people on the same machine, and a proxy that does not set a
+forwarding header. Set `api.token` for both.
 """
 
 import hmac
@@ -27,7 +27,7 @@ PROXY_HEADERS = ("Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Real-IP"
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host is this machine and cannot be reached from another."""
+    """Return whether a host is a loopback address, which other machines cannot reach."""
     if host.casefold() == "localhost":
         return True
     try:
@@ -37,10 +37,10 @@ def is_loopback(host: str) -> bool:
 
 
 def check_exposure(settings: ApiSettings) -> None:
-    """Let june listen beyond this machine with a token only.
+    """Check that june has a token if it listens beyond this machine.
 
     Raises:
-        SettingsError: `api.host` is no loopback address, and there is no token.
+        SettingsError: `api.host` is not a loopback address, and there is no token.
     """
     if not settings.token.get_secret_value() and not is_loopback(settings.host):
         raise SettingsError(
@@ -50,7 +50,7 @@ def check_exposure(settings: ApiSettings) -> None:
 
 
 def guard(settings: ApiSettings, public: Collection[str] = ()) -> Middleware:
-    """A middleware that serves only whom the settings allow, but for the paths that are public."""
+    """Return a middleware that admits only the clients that the settings allow, except to `public` paths."""
     token = settings.token.get_secret_value().encode()
 
     @web.middleware

@@ -1,4 +1,4 @@
-"""`/v1/messages/claim` and what a program does with what it has claimed."""
+"""`/v1/messages/claim`, and extending, answering and failing a claimed message."""
 
 from aiohttp import web
 
@@ -7,14 +7,14 @@ from june.api.services import Services, answer
 
 
 class Claims:
-    """Its handlers."""
+    """Handlers of `/v1/messages/claim` and of the actions on a claimed message."""
 
     def __init__(self, services: Services) -> None:
         self._services = services
         self._store = services.store
 
     def routes(self) -> list[web.RouteDef]:
-        """Where they stand."""
+        """Return the routes of the handlers."""
         return [
             web.post("/v1/messages/claim", self._claim),
             web.post(f"{ONE_MESSAGE}/extend", self._extend),

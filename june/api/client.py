@@ -1,6 +1,6 @@
-"""What `june messages` speaks to june with: the API of `openapi.yaml`, on this machine or from another.
+"""The client of june's API (`openapi.yaml`), which `june messages` uses, on this machine or from another.
 
-The token goes to the address that was named, and to no other: redirects are not followed.
+The token is sent only to the address that was given: the client does not follow redirects.
 """
 
 import asyncio
@@ -22,17 +22,17 @@ from june.errors import ApiError, SettingsError
 from june.sections import ApiSettings
 
 TRIES = 2
-"""Of a request whose connection broke: its idempotency key has it carried out once."""
+"""Tries of a request whose connection broke; its idempotency key makes june carry it out once."""
 REQUEST_TIMEOUT_S = 30.0
 LONGEST_POLL_S = 60.0
 SILENCE_S = 45.0
-"""june says something every 15 s on a stream (`june.api.events`): after three it is gone."""
+"""june sends a comment on a stream every 15 s (`june.api.events`); after three missed ones it is down."""
 MAX_LINE_BYTES = 2**20
 BACK_OFF = BackOff(first_s=0.25, longest_s=5, spread=1)
-"""Pauses until june is asked again, of 0.25 to 0.5 s at first and 5 to 10 s at last."""
+"""Pauses between tries: 0.25 to 0.5 s at first, 5 to 10 s at last."""
 GIVE_UP_S = 600.0
 PASSING = (0, HTTPStatus.SERVICE_UNAVAILABLE)
-"""Statuses of a june that is being started again, or has too much to do."""
+"""Statuses of a june that is restarting or overloaded; 0: it cannot be reached."""
 MESSAGES, MODELS = "/v1/messages", "/v1/models"
 FINAL = ("RESPONDED", "TIMEOUT", "ERROR")
 
@@ -44,9 +44,9 @@ class Event:
     """One event of the stream.
 
     Attributes:
-        id: what the stream is resumed behind.
-        name: "open" (the stream begins, or goes on after a break), "message", or "reset" (some were missed).
-        message: the message that changed, as it is now.
+        id: the id after which the stream can be resumed.
+        name: "open" (the stream begins or resumes), "message", or "reset" (events were missed).
+        message: the changed message in its current state.
     """
 
     id: int
@@ -55,61 +55,61 @@ class Event:
 
 
 class ApiClient:
-    """Asks one june."""
+    """Sends requests to one june."""
 
     def __init__(self, session: ClientSession, url: str) -> None:
         self._session = session
         self._url = url
 
     async def get(self, path: str, query: Mapping[str, str] | None = None) -> Json:
-        """What stands at an address below `/v1/messages`.
+        """Return the JSON object at a path below `/v1/messages`.
 
         Raises:
-            ApiError: june refuses, or is out of reach.
+            ApiError: june refuses the request or cannot be reached.
         """
         return await self._request("GET", path, query=query) or {}
 
     async def post(self, path: str, body: Json, *, key: str = "") -> Json | None:
-        """What june did, once, with a body; None: it found nothing to do.
+        """Have june carry out a request exactly once and return its answer; None: there was nothing to do.
 
         Args:
             path: below `/v1/messages`.
-            body: JSON.
-            key: the idempotency key; "" makes one that serves for this call.
+            body: the body of the request.
+            key: the idempotency key; "" makes a new one for this call.
 
         Raises:
-            ApiError: june refuses, or is out of reach.
+            ApiError: june refuses the request or cannot be reached.
         """
         return await self._request("POST", path, body, headers={"Idempotency-Key": key or uuid4().hex})
 
     async def models(self) -> Json:
-        """Which models june has, and which language models it could have.
+        """Return the models that are loaded and the language models that june could load.
 
         Raises:
-            ApiError: june is out of reach.
+            ApiError: june cannot be reached.
         """
         return await self._request("GET", "", below=MODELS) or {}
 
     async def change_model(self, change: Literal["load", "unload", "switch"], body: Json) -> Json:
-        """What `models` gives, once june has begun to change its language model.
+        """Have june begin to change its language model and return the same as `models`.
 
         Raises:
-            ApiError: june refuses, or is out of reach.
+            ApiError: june refuses the request or cannot be reached.
         """
         return await self._request("POST", f"/{change}", body, below=MODELS) or {}
 
     async def claim(self, wanted: Json, *, wait_s: float = 0.0) -> Json | None:
-        """The oldest message that waits and is wanted, as soon as there is one; None: none came in time.
+        """Claim the oldest NEW message that matches, waiting up to `wait_s` for one; None: none came in time.
 
         Raises:
-            ApiError: june refuses, or is out of reach.
+            ApiError: june refuses the request or cannot be reached.
         """
         if not wait_s:
             return await self.post("/claim", wanted)
         deadline_s = time.monotonic() + wait_s
         async with aclosing(self.events()) as events:
             while True:
-                try:  # only waiting is cut off: a claim that was begun is carried out
+                try:  # the timeout covers the waiting only, so that a claim is never cancelled halfway
                     async with asyncio.timeout(max(0.0, deadline_s - time.monotonic())):
                         event = await anext(events)
                 except TimeoutError:
@@ -119,10 +119,10 @@ class ApiClient:
                     return found
 
     async def reply(self, message_id: int, *, wait_s: float) -> Json:
-        """A question's status and answer (`reply`), as soon as the status is final or the time is over.
+        """Return a question's status and answer (`reply`) once the status is final or `wait_s` has passed.
 
         Raises:
-            ApiError: june refuses, or is out of reach at the end.
+            ApiError: june refuses the request, or cannot be reached when the time is over.
         """
         deadline_s = time.monotonic() + wait_s
         failures = 0
@@ -141,16 +141,16 @@ class ApiClient:
                 await asyncio.sleep(min(BACK_OFF.pause_s(failures), left_s))
 
     async def events(self, *, after: int | None = None) -> AsyncGenerator[Event, None]:
-        """What changes from now on, or behind the event `after`; it goes on when june was gone.
+        """Yield changes from now on, or after the event `after`; reconnect when june was down.
 
         Raises:
-            ApiError: june refuses, is out of reach at the beginning, or was for `GIVE_UP_S`.
+            ApiError: june refuses the request, cannot be reached at the start, or for `GIVE_UP_S` later on.
         """
         failures = 0
         was_open = False
         heard_s = time.monotonic()
         while True:
-            failure = ApiError(0, f"june at {self._url} ends what it has begun to say.")
+            failure = ApiError(0, f"june at {self._url} ended the stream of events.")
             try:
                 async with aclosing(self._stream(after)) as stream:
                     async for event in stream:
@@ -168,7 +168,7 @@ class ApiClient:
             await asyncio.sleep(BACK_OFF.pause_s(failures))
 
     async def _stream(self, after: int | None) -> AsyncGenerator[Event, None]:
-        """The events of one connection (WHATWG HTML, 9.2.6, as far as june makes use of it)."""
+        """Yield the events of one connection, in the subset of WHATWG HTML 9.2.6 that june uses."""
         headers = {} if after is None else {"Last-Event-ID": str(after)}
         timeout = ClientTimeout(total=None, sock_connect=REQUEST_TIMEOUT_S, sock_read=SILENCE_S)
         try:
@@ -217,17 +217,17 @@ class ApiClient:
                     allow_redirects=False,
                 ) as response:
                     return await self._read(response)
-            except ClientConnectorError:  # a second try would find the same
+            except ClientConnectorError:  # a second try would fail in the same way
                 break
             except (ClientError, TimeoutError):
                 continue
         raise self._out_of_reach()
 
     async def _read(self, response: ClientResponse) -> Json | None:
-        """The body of a response; None: it has none.
+        """Return the body of a response; None: it has no body.
 
         Raises:
-            ApiError: june refused, with its sentence; or this was not june.
+            ApiError: june refused the request (its sentence), or the server is not june.
         """
         if response.status == HTTPStatus.NO_CONTENT:
             return None
@@ -245,20 +245,20 @@ class ApiClient:
         return ApiError(0, f"june is out of reach at {self._url}.")
 
     def _stranger(self, status: int) -> ApiError:
-        return ApiError(status, f"What answers at {self._url} is not june (status {status}).")
+        return ApiError(status, f"The server at {self._url} is not june (status {status}).")
 
 
 @asynccontextmanager
 async def open_client(settings: ApiSettings, *, url: str = "") -> AsyncIterator[ApiClient]:
-    """A client of the june that the settings name, or of the one at an address.
+    """Open a client of the june at `url`, or of the one that the settings name.
 
     Raises:
-        SettingsError: there is no address, or it is none of HTTP.
+        SettingsError: there is no address, or it is not an HTTP address.
     """
     address = _address(settings, url)
     token = settings.token.get_secret_value()
     headers = {"Authorization": f"Bearer {token}"} if token else {}
-    # Longer than the longest wait for a reply.
+    # Must be longer than the longest wait for a reply.
     timeout = ClientTimeout(total=LONGEST_POLL_S + REQUEST_TIMEOUT_S, sock_connect=REQUEST_TIMEOUT_S)
     async with ClientSession(headers=headers, timeout=timeout) as session:
         yield ApiClient(session, address)
@@ -271,17 +271,17 @@ def _address(settings: ApiSettings, url: str) -> str:
             is_right = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
         except ValueError:
             is_right = False
-        # A password in an address would be shown by whatever shows the command.
+        # A password in the address would be visible in the list of processes and the shell's history.
         if not is_right or any(sign in url for sign in "@?#"):
-            raise SettingsError("After --url comes an address such as https://june.example.org.")
+            raise SettingsError("--url: expected an address such as https://june.example.org.")
         return url.rstrip("/")
     if not settings.host or not settings.port:
-        raise SettingsError("api.host and api.port: expected june's address; or name it after --url.")
+        raise SettingsError("api.host and api.port: expected june's address; or give it with --url.")
     return f"http://{_reachable(settings.host)}:{settings.port}"
 
 
 def _reachable(host: str) -> str:
-    """The name by which a june that listens on `host` is reached from here."""
+    """Return the host to connect to for a june that listens on `host`."""
     try:
         address = ip_address(host.strip("[]"))
     except ValueError:

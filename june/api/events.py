@@ -1,4 +1,4 @@
-"""`/v1/events`: changes of messages as server-sent events, resumable with `Last-Event-ID`."""
+"""`/v1/events`: changes to messages as server-sent events, resumable with `Last-Event-ID`."""
 
 import asyncio
 import json
@@ -19,7 +19,7 @@ LAST_EVENT_ID = re.compile("[0-9]{1,18}")
 
 
 class Events:
-    """Its handler."""
+    """The handler of `/v1/events`."""
 
     def __init__(self, services: Services) -> None:
         self._services = services
@@ -27,7 +27,7 @@ class Events:
         self._streams = 0
 
     def routes(self) -> list[web.RouteDef]:
-        """Where it stands."""
+        """Return the route of the handler."""
         return [web.get("/v1/events", self._stream, allow_head=False)]
 
     async def _stream(self, request: web.Request) -> web.StreamResponse:
@@ -44,14 +44,14 @@ class Events:
             response.content_type = "text/event-stream"
             response.charset = "utf-8"
             await response.prepare(request)
-            with suppress(ConnectionError):  # the reader is gone
+            with suppress(ConnectionError):  # the client has disconnected
                 await self._write(response, after_id)
             return response
         finally:
             self._streams -= 1
 
     async def _write(self, response: web.StreamResponse, after_id: int) -> None:
-        """Write what changes, until june ends; first where the stream begins, for whoever reads it anew."""
+        """Write the stream's start id, so that a client can resume there, then changes until june ends."""
         await response.write(b"id: %d\n\n" % after_id)
         while not self._services.closing.is_set():
             changed = self._store.next_change()
@@ -67,7 +67,7 @@ class Events:
                 await response.write(b": still here\n\n")
 
     async def _changes_soon(self, changed: asyncio.Event) -> bool:
-        """Whether something changed, or june ends, before a sign of life is due."""
+        """Return whether something changed, or june ends, before the next comment is due."""
         waiting = [asyncio.create_task(event.wait()) for event in (changed, self._services.closing)]
         try:
             done, _ = await asyncio.wait(waiting, timeout=HEARTBEAT_S, return_when=asyncio.FIRST_COMPLETED)

@@ -29,14 +29,14 @@ FINAL = ("RESPONDED", "TIMEOUT", "ERROR")
 
 
 class Messages:
-    """Its handlers."""
+    """Handlers of `/v1/messages`, except claims."""
 
     def __init__(self, services: Services) -> None:
         self._services = services
         self._store = services.store
 
     def routes(self) -> list[web.RouteDef]:
-        """Where they stand."""
+        """Return the routes of the handlers."""
         return [
             web.get("/v1/messages", self._list, allow_head=False),
             web.post("/v1/messages", self._send),
@@ -118,7 +118,7 @@ class Messages:
         )
 
     async def _wait_for_reply(self, message_id: int, wait_s: float) -> tuple[Message, Message | None]:
-        """The question and its answer, once its status is final, the time is over, or june ends."""
+        """Return the question and its answer once its status is final, the time is over, or june ends."""
         closing = asyncio.create_task(self._services.closing.wait())
         try:
             with suppress(TimeoutError):

@@ -1,4 +1,4 @@
-"""`/v1/models`: which language model june thinks with, and exchanging it."""
+"""`/v1/models`: showing, loading, unloading and switching the language model."""
 
 from dataclasses import asdict
 from http import HTTPStatus
@@ -13,13 +13,13 @@ from june.models.present import find_present
 
 
 class ModelChanges:
-    """Its handlers. A change is begun, and goes on when the request has been answered."""
+    """Handlers of `/v1/models`. They begin a change, which continues after the request is answered."""
 
     def __init__(self, services: Services) -> None:
         self._services = services
 
     def routes(self) -> list[web.RouteDef]:
-        """Where they stand."""
+        """Return the routes of the handlers."""
         return [
             web.get("/v1/models", self._show),
             web.post("/v1/models/load", self._load),

@@ -22,11 +22,11 @@ from june.telemetry import exposition
 STORE_TIMEOUT_S = 2.0
 TICK_S = 0.01
 MAX_LOOP_LAG_S = 1.0
-"""A loop that is later than this keeps every chat waiting."""
+"""An event loop that is later than this keeps every chat waiting."""
 
 
 class Monitoring:
-    """Its handlers."""
+    """Handlers of the monitoring endpoints."""
 
     def __init__(self, services: Services) -> None:
         self._services = services
@@ -38,7 +38,7 @@ class Monitoring:
         self._description = json.dumps(description).encode()
 
     def routes(self) -> list[web.RouteDef]:
-        """Where they stand."""
+        """Return the routes of the handlers."""
         return [
             web.get("/health", self._health),
             web.get("/ready", self._ready),
@@ -84,7 +84,7 @@ class Monitoring:
         return web.Response(body=self._description, content_type="application/json")
 
     async def _waiting(self) -> Waiting | None:
-        """What is not done; None: the store does not say."""
+        """Return the counts of unfinished messages; None: the store does not answer."""
         try:
             async with asyncio.timeout(STORE_TIMEOUT_S):
                 return await self._services.store.history.waiting()
@@ -102,7 +102,7 @@ def _failing_json(failing: FailingStage) -> dict[str, Any]:
 
 
 async def _loop_lag_s() -> float:
-    """How late the event loop is just now, in seconds."""
+    """Return how late the event loop is now, in seconds."""
     loop = asyncio.get_running_loop()
     due_s = loop.time() + TICK_S
     await asyncio.sleep(TICK_S)

@@ -1,4 +1,4 @@
-"""Every failure as one sentence: `application/problem+json` (RFC 9457)."""
+"""Failures as `application/problem+json` (RFC 9457) with one sentence each."""
 
 import json
 from collections.abc import Awaitable, Callable, Mapping
@@ -21,11 +21,11 @@ SENTENCES = {
     HTTPStatus.METHOD_NOT_ALLOWED: "This address does not know that method.",
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "The body is larger than june accepts.",
 }
-"""What aiohttp's own refusals mean."""
+"""Sentences for the statuses that aiohttp itself answers with."""
 
 
 class ProblemError(Exception):
-    """Ends a request with a status and one sentence, which never holds what was sent."""
+    """Ends a request with a status and one sentence, which never quotes the request."""
 
     def __init__(self, status: HTTPStatus, detail: str, *, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(detail)
@@ -34,7 +34,7 @@ class ProblemError(Exception):
 
 
 def problem(status: int, detail: str, headers: Mapping[str, str] | None = None) -> web.Response:
-    """The response for a failure."""
+    """Return the response for a failure."""
     body = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "detail": detail}
     return web.Response(
         status=status,
@@ -46,7 +46,7 @@ def problem(status: int, detail: str, headers: Mapping[str, str] | None = None) 
 
 @web.middleware
 async def problems(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Turn whatever a handler raises into a problem."""
+    """Turn any exception of a handler into a problem response."""
     try:
         return await handler(request)
     except web.HTTPException as error:
@@ -56,7 +56,7 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
         return problem(error.status, SENTENCES.get(HTTPStatus(error.status), f"{error.reason}."), kept)
     except ProblemError as error:
         return problem(error.status, str(error), error.headers)
-    except Exception as error:  # the boundary: one request never ends june
+    except Exception as error:  # a failed request must not end june
         return problem(*_explained(request, error))
 
 
@@ -68,7 +68,7 @@ def _explained(request: web.Request, error: Exception) -> tuple[HTTPStatus, str]
             return HTTPStatus.CONFLICT, str(error)
         case DeliveryError():
             return HTTPStatus.SERVICE_UNAVAILABLE, "The chat app is out of reach: please try again."
-        case StoreError() | StageError():  # a StageError: too many wait for the store
+        case StoreError() | StageError():  # a StageError: too many requests wait for the store
             _report(request, error)
             return HTTPStatus.SERVICE_UNAVAILABLE, "The store does not answer: please try again."
         case _:

@@ -1,4 +1,4 @@
-"""What a request may hold: bodies and queries, checked before anything is done with them."""
+"""Models of bodies and queries, and functions that read and validate them."""
 
 import hashlib
 import json
@@ -20,14 +20,14 @@ M = TypeVar("M", bound=BaseModel)
 ONE_MESSAGE = "/v1/messages/{id:[1-9][0-9]{0,17}}"
 """The path of a message; `path_id` reads its id."""
 MAX_BODY_BYTES = 256 * 1024
-"""A text of 20,000 characters beyond the first plane, each escaped as two of JSON's \\uXXXX."""
+"""Fits 20,000 characters beyond the Basic Multilingual Plane, each escaped as two \\uXXXX of JSON."""
 NUL_FREE = r"^[^\x00]*$"
 KEY = re.compile("[!-~]{1,200}")
 RFC_3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)")
 
 
 def _seconds(value: object) -> object:
-    """A time of RFC 3339 as seconds since 1970."""
+    """Return a time of RFC 3339 as seconds since 1970."""
     if isinstance(value, str) and RFC_3339.fullmatch(value):
         try:
             return datetime.fromisoformat(value.upper()).timestamp()
@@ -39,7 +39,7 @@ def _seconds(value: object) -> object:
 
 
 def _whole(value: object) -> object:
-    """In JSON Schema 3.0 is an integer."""
+    """Return 3.0 as 3: JSON Schema counts it as an integer."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
@@ -69,7 +69,7 @@ Kind = Literal["text", "voice", "audio", "video_note", "command"] | SendKind
 
 
 class Checked(BaseModel):
-    """A body or a query; what it does not name is refused."""
+    """A body or a query; unknown fields are refused."""
 
     model_config = ConfigDict(
         allow_inf_nan=False, extra="forbid", frozen=True, hide_input_in_errors=True, strict=True
@@ -87,7 +87,7 @@ class Wanted(Checked):
     until: Time | None = None
 
     def filter(self, **more: Any) -> Filter:
-        """The messages that are meant."""
+        """Return the store's filter for these fields."""
         return Filter(
             platform=self.platform,
             chat=self.chat,
@@ -102,7 +102,7 @@ class Wanted(Checked):
 class ListQuery(Wanted):
     """`GET /v1/messages`."""
 
-    model_config = ConfigDict(strict=False)  # all of a query is text
+    model_config = ConfigDict(strict=False)  # every value of a query is text
 
     direction: Literal["in", "out"] | None = None
     status: Status | None = None
@@ -196,29 +196,29 @@ class ChangeStatus(Checked):
 
 
 def path_id(request: web.Request) -> int:
-    """The id in the path."""
+    """Return the message id in the path."""
     return int(request.match_info["id"])
 
 
 def read_query(request: web.Request, model: type[M]) -> M:
-    """The query of a request.
+    """Return the validated query of a request.
 
     Raises:
-        ProblemError: 400; it is not as the model says.
+        ProblemError: 400; the query does not match the model.
     """
     query = request.rel_url.query
     repeated = next((name for name in query if len(query.getall(name)) > 1), None)
     if repeated is not None:
-        raise ProblemError(HTTPStatus.BAD_REQUEST, "A parameter stands in the query more than once.")
+        raise ProblemError(HTTPStatus.BAD_REQUEST, "The query names a parameter more than once.")
     return _validated(model, dict(query), HTTPStatus.BAD_REQUEST)
 
 
 async def read_json(request: web.Request) -> Any:
-    """The body of a request, parsed.
+    """Return the parsed body of a request.
 
     Raises:
-        ProblemError: it is no JSON in UTF-8, too deep, or has a key twice.
-        HTTPRequestEntityTooLarge: it is larger than `MAX_BODY_BYTES`.
+        ProblemError: the body is not JSON in UTF-8, is nested too deeply, or has a key twice.
+        HTTPRequestEntityTooLarge: the body is larger than `MAX_BODY_BYTES`.
     """
     if request.content_type != "application/json" or (request.charset or "utf-8").casefold() != "utf-8":
         raise ProblemError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "Expected a body of type application/json.")
@@ -228,34 +228,34 @@ async def read_json(request: web.Request) -> Any:
         )
     except RecursionError:
         detail = "The body is nested too deeply."
-    except ValueError:  # no UTF-8, no JSON, or an integer of thousands of digits
+    except ValueError:  # not UTF-8, not JSON, or an integer of thousands of digits
         detail = "The body is not JSON, or names a key twice."
     raise ProblemError(HTTPStatus.BAD_REQUEST, detail)
 
 
 async def read_body(request: web.Request, model: type[M]) -> M:
-    """The body of a request.
+    """Return the validated body of a request.
 
     Raises:
-        ProblemError: it is no JSON, or not as the model says (422).
+        ProblemError: the body is not JSON, or does not match the model (422).
     """
     return checked(await read_json(request), model)
 
 
 def checked(body: Any, model: type[M]) -> M:
-    """A parsed body as the model.
+    """Return a parsed body as the model.
 
     Raises:
-        ProblemError: 422; it is not as the model says.
+        ProblemError: 422; the body does not match the model.
     """
     return _validated(model, body, HTTPStatus.UNPROCESSABLE_ENTITY)
 
 
 def read_key(request: web.Request, body: BaseModel) -> Once | None:
-    """The idempotency key of a request; None: it has none.
+    """Return the idempotency key of a request; None: it has none.
 
     Raises:
-        ProblemError: 400; the key is empty, too long, or no visible ASCII.
+        ProblemError: 400; the key is empty, too long, or not visible ASCII.
     """
     keys = request.headers.getall("Idempotency-Key", [])
     if not keys:
@@ -269,7 +269,7 @@ def read_key(request: web.Request, body: BaseModel) -> Once | None:
 
 
 def timestamp(seconds: float | None) -> str | None:
-    """Seconds since 1970 as a time of RFC 3339, in milliseconds."""
+    """Return seconds since 1970 as a time of RFC 3339, to the millisecond."""
     if seconds is None:
         return None
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
@@ -280,10 +280,10 @@ def _validated(model: type[M], value: Any, status: HTTPStatus) -> M:
         return model.model_validate(value)
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False, include_context=False)[0]
-        # An unknown key is the client's text, and may be anything.
+        # An unknown key is the client's text and may be personal: it is not quoted.
         is_known = first["type"] != "extra_forbidden" and first["loc"]
         place = f"{first['loc'][0]}: " if is_known else ""
-        expected = "A name is not known here" if first["type"] == "extra_forbidden" else first["msg"]
+        expected = "A field of the request is unknown" if first["type"] == "extra_forbidden" else first["msg"]
         raise ProblemError(status, f"{place}{expected}.") from None
 
 
@@ -295,5 +295,5 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _refuse_constant(_: str) -> NoReturn:
-    """NaN and Infinity are no JSON."""
+    """Refuse NaN and Infinity, which are not JSON."""
     raise ValueError

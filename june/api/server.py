@@ -1,4 +1,4 @@
-"""The HTTP endpoint: an aiohttp server on june's own event loop."""
+"""The HTTP server: aiohttp on june's own event loop."""
 
 import logging
 from collections.abc import AsyncIterator
@@ -21,14 +21,14 @@ from june.sections import ApiSettings
 from june.telemetry import log
 
 SILENT = logging.getLogger("june.api")
-"""aiohttp logs requests that it cannot read, with all that they hold: a token among it."""
+"""aiohttp logs requests that it cannot parse in full, which may hold a token: its log is disabled."""
 SILENT.disabled = True
 SHUTDOWN_S = 1.0
-"""Time that requests have to end; aiohttp waits for up to twice as long."""
+"""Time that open requests have to end; aiohttp waits up to twice as long."""
 
 
 def routes(services: Services) -> list[web.RouteDef]:
-    """Every endpoint that `openapi.yaml` describes."""
+    """Return every route that `openapi.yaml` describes."""
     parts = (
         Messages(services),
         Claims(services),
@@ -41,14 +41,14 @@ def routes(services: Services) -> list[web.RouteDef]:
 
 @asynccontextmanager
 async def serving(settings: ApiSettings, services: Services) -> AsyncIterator[int]:
-    """Serve for as long as the block lasts; the port.
+    """Serve while the block runs, and yield the port.
 
     Args:
-        settings: its section.
-        services: what the endpoints need.
+        settings: the section `[api]`.
+        services: the parts of june that the endpoints use.
 
     Raises:
-        SettingsError: june cannot listen there, or must not without a token.
+        SettingsError: june cannot listen at the address, or must not listen there without a token.
     """
     check_exposure(settings)
     app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[problems, guard(settings, page.FILES)])

@@ -1,4 +1,4 @@
-"""What the endpoints need of june."""
+"""The parts of june that the endpoints use."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -20,17 +20,17 @@ from june.telemetry import trace_id
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """What the endpoints need of june.
+    """The parts of june that the endpoints use.
 
     Attributes:
-        explanation: how the owner is told of a message that is given up.
-        on_outbox: called when there is something to send.
-        models: the models that are warm; none before all are.
-        is_ready: whether all models are warm, and none is unloaded since.
-        llm: the language model; None before it is warm.
-        present_llms: what the settings would call each language model that is here, by its name.
-        failing_stages: what keeps june from answering at the moment.
-        closing: set when june ends: whoever waits for something is answered then.
+        explanation: gives what tells the owner that a message failed for good.
+        on_outbox: called when there is a message to send.
+        models: the models that are warm; empty until all of them are.
+        is_ready: whether all models are warm and none has been unloaded since.
+        llm: the language model; None until it is warm.
+        present_llms: the value of `llm.model` for each language model that is present, by its name.
+        failing_stages: the stages that keep june from answering now.
+        closing: set when june ends; requests that wait are answered then.
     """
 
     store: Store
@@ -48,7 +48,7 @@ class Services:
 
 
 def message_json(message: Message) -> dict[str, Any]:
-    """A message as every endpoint shows it."""
+    """Return a message in the form that every endpoint shows."""
     return {
         "id": message.id,
         "platform": message.platform,
@@ -74,5 +74,5 @@ def message_json(message: Message) -> dict[str, Any]:
 
 
 def answer(message: Message, status: int = 200) -> web.Response:
-    """A message as a response."""
+    """Return a response with a message."""
     return web.json_response(message_json(message), status=status)

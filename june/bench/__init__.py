@@ -1,1 +1,1 @@
-"""Benchmarks: what june's figures are, and the same work without june beside it."""
+"""Benchmarks of june, each beside the same work without june."""

@@ -1,9 +1,9 @@
-"""`bench llm`: many conversations in june's engine, and in what people would otherwise pick.
+"""`bench llm`: many conversations in june's engine and in the alternatives to it.
 
-Each engine is a process of its own (`june/bench/peers.py` says how they are made equal). All get the same
-work, one engine after the other and another first each time: a machine's speed changes by the minute, and
-so falls on all of them. Figures are medians over the rounds. No question and no long text comes twice, so
-that what an engine finds in its cache is the system prompt, and what its conversation said before.
+Each engine runs in its own process (`june/bench/peers.py` says how they are made equal). All engines do the
+same work, one after another, and a different one begins in each round: a machine's speed changes by the
+minute, and in this way the change affects all of them. Figures are medians of the rounds. No question or long
+text is repeated, so an engine's cache can hold only the system prompt and the conversation's earlier turns.
 """
 
 import asyncio
@@ -32,51 +32,51 @@ from june.sections import PROJECT_ROOT, LlmSettings
 
 MAX_LINE_BYTES = 2**24
 READ_TOKENS = 128
-"""Of the prompts by which the rate of reading is taken."""
+"""Length of the prompts with which the prompt rate is measured."""
 OTHER_CHATS = 3
 INTERRUPTED_TOKENS = 64
 TURN_TOKENS = 16
-"""Of the answers in conversations whose first tokens are timed."""
+"""Length of the answers whose time to the first token is measured."""
 LONG_WRITERS: tuple[Name, ...] = ("june", "llama")
 STEPS_TOKENS = 32
-"""Answers that are written while steps are timed, at least."""
+"""Least length of the answers during which steps are timed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is measured."""
+    """What the benchmark measures."""
 
     conversations: tuple[int, ...]
-    """How many at once, ascending."""
+    """Numbers of conversations at once, ascending."""
     tokens: int
-    """Of each answer."""
+    """Length of each answer."""
     long_tokens: int
-    """Of the long answer."""
+    """Length of the long answer."""
     prompt_tokens: int
-    """Of the long prompt, about; a conversation with a long history begins with half as much."""
+    """Approximate length of the long prompt; a long history is half as long."""
     rounds: int
     same_weights: bool = False
-    """Whether the others compute with the copy that june made of the file, and not with the file itself."""
+    """Whether the other engines load june's copy of the weights instead of the model's file."""
 
 
 class PeerProcess:
-    """An engine in its process, from where the bench is."""
+    """The benchmark's side of an engine that runs in its own process."""
 
     def __init__(self, name: Name, process: asyncio.subprocess.Process) -> None:
         self._name = name
         self._process = process
 
     async def begin(self, contest: Contest) -> None:
-        """Have it load the model.
+        """Have the engine load the model.
 
         Raises:
-            JuneError: it cannot.
+            JuneError: the engine cannot load it.
         """
         if (line := await self._ask(CONTEST.dump_json(contest))) != READY:
             raise JuneError(f"{self._name} cannot be measured: {line or 'its process ended'}")
 
     async def run(self, *chats: Chat, **options: Any) -> Result:
-        """What came of a job; for the options see `Job`.
+        """Run a job and return its result; for the options see `Job`.
 
         Raises:
             JuneError: the engine failed.
@@ -87,14 +87,14 @@ class PeerProcess:
         return RESULT.validate_json(line)
 
     async def end(self) -> None:
-        """Let it free the model and end."""
+        """Have the process free the model and end."""
         if self._process.stdin is not None:
             self._process.stdin.close()
         await self._process.wait()
 
     async def _ask(self, line: bytes) -> str:
         stdin, stdout = self._process.stdin, self._process.stdout
-        assert stdin is not None  # noqa: S101 - as it was started
+        assert stdin is not None  # noqa: S101 - the process was started with pipes
         assert stdout is not None  # noqa: S101
         stdin.write(line + b"\n")
         return (await stdout.readline()).decode().strip()
@@ -102,7 +102,7 @@ class PeerProcess:
 
 @asynccontextmanager
 async def open_peer(contest: Contest) -> AsyncIterator[PeerProcess]:
-    """An engine that has loaded its model."""
+    """Start an engine, yield it once it has loaded its model, and end it."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "june.bench.peers"),
         stdin=asyncio.subprocess.PIPE,
@@ -120,7 +120,7 @@ async def open_peer(contest: Contest) -> AsyncIterator[PeerProcess]:
 
 
 def contest_settings(settings: LlmSettings, plan: Plan) -> tuple[LlmSettings, LlamaCppSettings]:
-    """Return the settings with room for all that is measured, and nothing left for an engine to choose."""
+    """Return settings with room for all measurements that leave no choice to an engine."""
     own = settings.own(LlamaCppSettings)
     context_tokens = max(settings.context_tokens, plan.long_tokens + 512, 2 * plan.prompt_tokens)
     slots = max(settings.slots, plan.conversations[-1], OTHER_CHATS + 1)
@@ -136,28 +136,28 @@ def contest_settings(settings: LlmSettings, plan: Plan) -> tuple[LlmSettings, Ll
 
 @dataclass(slots=True)
 class Rates:
-    """One engine with so many conversations at once; one figure for each round."""
+    """Rates of one engine with one number of conversations at once; one figure per round."""
 
     tokens_per_second: list[float] = field(default_factory=list)
-    """Of all answers together, from the questions to the end of the last answer."""
+    """All answers together, from the questions to the end of the last answer."""
     one_per_second: list[float] = field(default_factory=list)
-    """Of one answer after its first token, the median one."""
+    """The median answer, after its first token."""
     read_per_second: list[float] = field(default_factory=list)
-    """Prompt tokens, of all together."""
+    """Prompt tokens of all conversations together."""
     cpu_s_per_token: list[float] = field(default_factory=list)
-    """What all cores computed for the answers; shows who does more even where others use the cores too."""
+    """CPU time of all cores; comparable even if other programs use the cores too."""
     ttft_p50_s: list[float] = field(default_factory=list)
     ttft_max_s: list[float] = field(default_factory=list)
 
 
 @dataclass(slots=True)
 class SecondTurns:
-    """Times to the first token in conversations with a long history, each of which june did not know before.
+    """Times to the first token in conversations with a long history that is new to june.
 
     Attributes:
-        cold_ttft_s: of the first turn.
-        warm_ttft_s: of the turn that follows at once.
-        alternating_ttft_s: of a turn after `OTHER_CHATS` such conversations had theirs.
+        cold_ttft_s: the first turn.
+        warm_ttft_s: the turn that follows at once.
+        alternating_ttft_s: a turn after one turn of each of `OTHER_CHATS` other such conversations.
     """
 
     cold_ttft_s: list[float] = field(default_factory=list)
@@ -167,7 +167,7 @@ class SecondTurns:
 
 @dataclass(slots=True)
 class Interruptions:
-    """Longest pauses of an answer beside which a long prompt is read, and what a chunk of one takes alone."""
+    """Longest pauses of an answer while a long prompt is evaluated, and the time of one chunk alone."""
 
     longest_pause_s: list[float] = field(default_factory=list)
     chunk_s: list[float] = field(default_factory=list)
@@ -175,14 +175,14 @@ class Interruptions:
 
 @dataclass(slots=True)
 class Steps:
-    """Steps in which the most conversations write.
+    """Steps with the largest number of conversations.
 
     Attributes:
-        step_s: from the begin of one to the begin of the next.
-        overhead_shares: what is not llama.cpp's computing: sampling by the settings, text, scheduling, and
-            all other Python.
-        greedy_overhead_shares: the same without the settings' sampling.
-        context_tokens: of all conversations together, in the middle of their answers.
+        step_s: from the beginning of one step to the beginning of the next.
+        overhead_shares: the share of a step outside llama.cpp: sampling with the settings, text, scheduling,
+            and all other Python.
+        greedy_overhead_shares: the same with greedy sampling.
+        context_tokens: all conversations together, in the middle of their answers.
     """
 
     step_s: list[float] = field(default_factory=list)
@@ -193,7 +193,7 @@ class Steps:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """The report, and what only people are shown."""
+    """The report, and the figures that only people are shown."""
 
     report: dict[str, Any]
     rates: Mapping[tuple[Name, int], Rates]
@@ -201,7 +201,7 @@ class Figures:
 
 
 def weights_file(model: Model, path: Path, own: LlamaCppSettings) -> Path:
-    """Return what june computes with once it has loaded `path`: the copy that it made, if it made one."""
+    """Return the file that june computes with once it has loaded `path`: its faster copy if there is one."""
     number_format = cpu_format(model, own, offloaded=False)
     copy = path.with_suffix(f".as-{number_format}.gguf")
     return copy if copy.is_file() else path
@@ -226,7 +226,7 @@ class LlmBench:
         self._talk = Talk(self._settings.system_prompt)
 
     async def run(self, progress: Callable[[str], None]) -> Figures:
-        """The figures; `progress` is told what is being done."""
+        """Measure and return the figures; `progress` gets a line on each step."""
         plan = self._plan
         progress("memory bandwidth")
         bandwidth_bytes_per_s = await memory_bandwidth_bytes_per_s(self._own.threads)
@@ -238,7 +238,7 @@ class LlmBench:
             for turn, together in enumerate(plan.conversations):
                 progress(f"round {number + 1} of {plan.rounds}: {together} at once")
                 await self._compare(together, rates, first=number + turn)
-        for number in range(plan.rounds):  # only now: what june's cache holds after these is more work for it
+        for number in range(plan.rounds):  # last, since june has more work when its cache is full
             progress(f"round {number + 1} of {plan.rounds}: second turns, a long prompt, steps")
             await self._take_second_turns(second_turns, number)
             await self._interrupt(interruptions)
@@ -268,7 +268,7 @@ class LlmBench:
         return Figures(report, rates, steps)
 
     async def _compare(self, together: int, rates: Mapping[tuple[Name, int], Rates], *, first: int) -> None:
-        """The same answers, and the same prompts to read, by each engine; another is the first each time."""
+        """Have each engine write the same answers and read the same prompts; the order rotates."""
         questions = [self._talk.ask(self._talk.question(), self._plan.tokens) for _ in range(together)]
         prompts = [self._talk.ask(self._talk.prose(READ_TOKENS), tokens=1) for _ in range(together)]
         names = list(self._peers)
@@ -295,7 +295,7 @@ class LlmBench:
             )
 
     async def _take_second_turns(self, second_turns: SecondTurns, number: int) -> None:
-        """Long conversations that nobody had before go on: one at once, then all of them by turns."""
+        """Continue new long conversations: one at once, then all of them in turn."""
         june = self._peers["june"]
         chats = [
             self._talk.ask(
@@ -316,7 +316,7 @@ class LlmBench:
             second_turns.alternating_ttft_s.append(answer.first_token_s)
 
     async def _interrupt(self, interruptions: Interruptions) -> None:
-        """A long prompt comes while an answer is being written; and one comes alone."""
+        """Evaluate a long prompt while an answer is being written, and one alone."""
         june = self._peers["june"]
         alone, long = (self._talk.ask(self._talk.prose(self._plan.prompt_tokens), tokens=1) for _ in range(2))
         (read,) = (await june.run(alone)).answers
@@ -328,7 +328,7 @@ class LlmBench:
         interruptions.longest_pause_s.append(max(pauses_s))
 
     async def _time_steps(self, steps: Steps) -> None:
-        """What a step takes while all write, and what of it is not llama.cpp's computing."""
+        """Measure the time of a step with all conversations, and its share outside llama.cpp."""
         steps.overhead_shares.append(await self._watch_steps(steps, sampling_of(self._settings)))
         steps.greedy_overhead_shares.append(await self._watch_steps(steps, GREEDY))
 
@@ -347,7 +347,7 @@ class LlmBench:
         return besides_s / whole_s
 
     def _bytes_read(self, steps: Steps) -> float:
-        """What llama.cpp reads for one step: all weights, and the cache of the conversations that write."""
+        """Return the bytes that llama.cpp reads in one step: all weights, and the conversations' cache."""
         context_tokens = round(statistics.median(steps.context_tokens))
         return self._weights_bytes + kv_bytes(self._model, context_tokens, self._own)
 

@@ -1,17 +1,17 @@
-"""june and what people would otherwise pick, each in a process of its own.
+"""june and the alternatives to it, each in its own process.
 
-`python -m june.bench.peers` reads a `Contest` and then one `Job` a line, and prints what came of each:
+`python -m june.bench.peers` reads a `Contest` and then one `Job` per line, and prints the result of each:
 
-- june: its engine as it serves people, through the event loop;
-- llama: the high-level `Llama` of llama-cpp-python. It knows one conversation at a time, so those that come
-  together wait in line, as behind a lock; no thread and no event loop takes anything from it;
-- xllamacpp: llama-server in the process, in a package from PyPI of its own, on as many threads as requests.
+- june: its engine in normal service, through the event loop;
+- llama: the high-level `Llama` of llama-cpp-python. It handles one conversation at a time, so concurrent
+  requests wait in line as if behind a lock; threads and an event loop add no cost;
+- xllamacpp: llama-server in the process, from its own package on PyPI, with one thread per request.
 
-All are given the same file. Where june's own kernels do not run, june makes a copy of it in a faster format,
-which the bench can give to the others too. They use its chat template, take the most likely token, never one
-that ends an answer, and have the same threads, context, sequences, cache and reuse of prompts. They have
-OpenMP as june sets it up, too: as their packages leave it, they stand still on a machine that does anything
-else.
+All engines get the same file. Where june's own kernels do not run, june makes a copy of it in a faster
+format, which the benchmark can give to the others too. All use the file's chat template, take the most likely
+token, never one that ends an answer, and have the same threads, context, sequences, cache and reuse of
+prompts. They also use june's OpenMP settings: with the defaults of their packages they nearly stop on a
+machine that runs any other program.
 
 This module imports `llama_cpp` and `xllamacpp` for the comparison only; june's engine is `june/llm`.
 """
@@ -43,7 +43,7 @@ GREEDY = Sampling(temperature=0)
 
 @dataclass(frozen=True, slots=True)
 class Contest:
-    """Which engine a process is, and what it works with; of threads and cache the settings say how many."""
+    """The engine of a process, its files, and the settings with the threads and cache to use."""
 
     engine: Name
     model: Model
@@ -54,7 +54,7 @@ class Contest:
 
 @dataclass(frozen=True, slots=True)
 class Chat:
-    """One answer that is wanted: exactly `tokens` long."""
+    """One answer to be written, exactly `tokens` long."""
 
     messages: tuple[ChatMessage, ...]
     tokens: int
@@ -63,12 +63,12 @@ class Chat:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """Answers that are wanted at the same time.
+    """Answers to be written at the same time.
 
     Attributes:
-        after_pieces: the chats after the first come when so many pieces of the first have; june only.
-        watch_decode: note when llama.cpp computes; june only.
-        sampling: how tokens are drawn; june only, the others are always greedy.
+        after_pieces: the other chats begin after this many pieces of the first one; june only.
+        watch_decode: whether to note when llama.cpp computes; june only.
+        sampling: how tokens are drawn; june only, since the others are always greedy.
     """
 
     chats: tuple[Chat, ...]
@@ -79,7 +79,7 @@ class Job:
 
 @dataclass(slots=True)
 class Written:
-    """One answer, and the seconds since the job's begin at which it was asked for and its pieces came."""
+    """One answer, with the times of its request and its pieces in seconds since the job began."""
 
     text: str = ""
     prompt_tokens: int = 0
@@ -94,12 +94,12 @@ class Written:
 
 @dataclass(slots=True)
 class Result:
-    """What came of a job.
+    """The result of a job.
 
     Attributes:
         answers: one for each chat.
-        decodes_s: begin and end of each time that llama.cpp computed, if that was watched.
-        cpu_s: what the process computed, on all cores together; other processes change it least.
+        decodes_s: the beginning and end of each computation of llama.cpp, if watched.
+        cpu_s: CPU time of the process on all cores, the figure that other processes affect least.
     """
 
     answers: list[Written]
@@ -114,7 +114,7 @@ class Peer(Protocol):
         """Read the weights."""
 
     async def run(self, job: Job) -> Result:
-        """The answers, written as the engine does best."""
+        """Return the answers, written in the engine's best way."""
 
     async def close(self) -> None:
         """Free everything."""
@@ -177,7 +177,7 @@ def _count(answer: Written, chat: Chat, usage: Usage | None) -> None:
 
 @contextmanager
 def _watched_decode() -> Iterator[list[tuple[float, float]]]:
-    """Note when each `llama_decode` of the block begins and when its work is done, be it on a GPU."""
+    """Note when each `llama_decode` in the block begins and when its work ends, also on a GPU."""
     import llama_cpp  # noqa: PLC0415
 
     decode = llama_cpp.llama_decode
@@ -198,10 +198,10 @@ def _watched_decode() -> Iterator[list[tuple[float, float]]]:
 
 
 class _Llama:
-    """llama-cpp-python's `Llama`: one conversation after the other.
+    """llama-cpp-python's `Llama`: one conversation after another.
 
-    Its own way to forbid the tokens that end an answer is a callback into Python for each token. So that this
-    is not what is measured, it gets a chain of samplers in C instead, the one that june has.
+    `Llama` forbids the tokens that end an answer by a callback into Python for each token. It gets june's
+    chain of samplers in C instead, so that the callback is not measured.
     """
 
     def __init__(self, contest: Contest) -> None:
@@ -238,7 +238,7 @@ class _Llama:
             sampler.add_greedy()
             return sampler
 
-        llama._init_sampler = greedy_without_end  # noqa: SLF001 - it has no other place for one
+        llama._init_sampler = greedy_without_end  # noqa: SLF001 - it offers no public way to set a sampler
 
     async def run(self, job: Job) -> Result:
         answers = []
@@ -263,7 +263,7 @@ class _Llama:
 
 
 class _XLlamaCpp:
-    """llama-server, called through the package's own functions and not through HTTP."""
+    """llama-server, called through the package's functions instead of HTTP."""
 
     def __init__(self, contest: Contest) -> None:
         with hardware.openmp_bound_to_cores():
@@ -275,12 +275,12 @@ class _XLlamaCpp:
         params.n_gpu_layers = own.gpu_layers
         params.n_ctx = own.kv_tokens
         params.n_parallel = settings.slots
-        params.kv_unified = True  # a conversation has as much of the context as it needs, as with june
+        params.kv_unified = True  # as with june, a conversation takes as much of the context as it needs
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = own.threads
         params.cache_type_k = params.cache_type_v = getattr(
             xllamacpp.ggml_type, f"GGML_TYPE_{own.kv_type.upper()}"
         )
-        params.fit_params = False  # neither layers nor context are left out
+        params.fit_params = False  # keep all layers and the whole context
         params.verbosity = -1
         self._load: Callable[[], Any] = lambda: xllamacpp.Server(params)
         self._threads = ModelThread("llm", threads=settings.slots)
@@ -331,7 +331,7 @@ READY = "ready"
 
 
 async def serve(contest: Contest, jobs: Iterator[str], answer: Callable[[str], None]) -> None:
-    """Do one job after the other; nothing else happens meanwhile, so the loop may wait for the next."""
+    """Run one job after another. Reading the next one blocks the loop, on which nothing else runs then."""
     peer = PEERS[contest.engine](contest)
     await peer.load()
     try:
@@ -346,7 +346,7 @@ async def serve(contest: Contest, jobs: Iterator[str], answer: Callable[[str], N
 
 
 def main() -> None:
-    """A process that is one engine; what fails is its last line, a sentence."""
+    """Serve as one engine; print a failure as one sentence in the last line."""
 
     def answer(line: str) -> None:
         sys.stdout.write(line + "\n")

@@ -1,4 +1,4 @@
-"""The figures of `bench llm` as a picture, where matplotlib is installed."""
+"""The plot of `bench llm`, if matplotlib is installed."""
 
 from pathlib import Path
 from typing import Any
@@ -6,20 +6,20 @@ from typing import Any
 from june.errors import JuneError
 
 COLORS = {"june": "#0072b2", "llama": "#e69f00", "xllamacpp": "#8c8c8c"}
-"""Apart from one another for every eye, by Okabe and Ito, and grey."""
+"""Colours for people with any colour vision (Okabe and Ito), and grey."""
 LABELS = {"june": "june", "llama": "Llama behind a lock", "xllamacpp": "xllamacpp (llama-server)"}
 
 
 def draw(report: dict[str, Any], file: Path) -> str:
-    """A sentence on where the plot is, or why there is none.
+    """Draw the plot and return a sentence that says where it is, or why there is none.
 
-    It is a PNG that shows tokens a second, and the longest wait for a first token, by conversations at once.
+    The PNG shows tokens a second and the longest time to the first token by conversations at once.
 
     Raises:
         JuneError: the file cannot be written.
     """
     try:
-        from matplotlib.figure import Figure  # noqa: PLC0415 - optional, and a second to import
+        from matplotlib.figure import Figure  # noqa: PLC0415 - optional, and takes a second to import
     except ImportError:
         return "There is no plot, since matplotlib is not installed; it is in june's extra bench."
 

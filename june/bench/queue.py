@@ -1,4 +1,4 @@
-"""The owner's queue under load: a real server, over real HTTP, over a real file with many messages."""
+"""`bench queue`: the owner's queue over HTTP with a real server and a real file of many messages."""
 
 import asyncio
 import json
@@ -31,7 +31,7 @@ LISTS = {
     "list a chat": "/v1/messages?chat=telegram:3&limit=50",
     "list since": "/v1/messages?since=2000-01-01T00:00:00Z&kind=text&limit=50",
 }
-"""Each is asked for page after page, through all of the queue."""
+"""The lists to time; each is read page after page through the whole queue."""
 CLAIMS: dict[str, dict[str, str]] = {"claim": {}, "claim of a user": {"user": "telegram:3"}}
 
 
@@ -56,11 +56,11 @@ async def _served(store: Store) -> AsyncIterator[ClientSession]:
 
 
 async def run(messages: int, requests: int) -> dict[str, Any]:
-    """Figures of listing and claiming with so many messages in the queue.
+    """Measure listing and claiming in a queue of many messages and return the figures.
 
     Args:
-        messages: NEW in the queue when it begins.
-        requests: timed, of each kind.
+        messages: how many NEW messages the queue holds at the beginning.
+        requests: how many requests of each kind are timed.
 
     Raises:
         JuneError: two clients got the same message.
@@ -70,7 +70,7 @@ async def run(messages: int, requests: int) -> dict[str, Any]:
             await _fill(store, messages)
             async with _served(store) as session:
                 seconds = {name: await _time_lists(session, path, requests) for name, path in LISTS.items()}
-                await session.post("/v1/messages/claim", data="{}", headers=JSON)  # the first one warms up
+                await session.post("/v1/messages/claim", data="{}", headers=JSON)  # warm-up
                 for name, wanted in CLAIMS.items():
                     claims = [await _claim(session, wanted) for _ in range(requests // len(CLAIMS))]
                     seconds[name] = [taken_s for _, taken_s in claims]
@@ -103,7 +103,7 @@ async def _fill(store: Store, messages: int) -> None:
 
 
 async def _time_lists(session: ClientSession, path: str, requests: int) -> list[float]:
-    """Seconds of so many pages, one after the other."""
+    """Return the seconds of each of `requests` pages, read one after another."""
     taken_s = []
     cursor = ""
     for _ in range(requests):
@@ -116,7 +116,7 @@ async def _time_lists(session: ClientSession, path: str, requests: int) -> list[
 
 
 async def _claim(session: ClientSession, wanted: dict[str, str]) -> tuple[int, float]:
-    """The id of a message that was claimed, and the seconds that it took."""
+    """Claim a message and return its id and the seconds that the claim took."""
     begin = time.perf_counter()
     async with session.post("/v1/messages/claim", data=json.dumps(wanted), headers=JSON) as response:
         if response.status != 200:  # noqa: PLR2004 - HTTP's OK
@@ -126,7 +126,7 @@ async def _claim(session: ClientSession, wanted: dict[str, str]) -> tuple[int, f
 
 
 async def _race(session: ClientSession, claims: int) -> list[int]:
-    """How many messages each of two clients got, who claim in a loop at the same time."""
+    """Let two clients claim in a loop at the same time and return how many messages each got."""
 
     async def claim_in_a_loop() -> list[int]:
         return [(await _claim(session, {}))[0] for _ in range(claims)]

@@ -1,4 +1,4 @@
-"""What every benchmark ends with: percentiles, the machine, a JSON line."""
+"""The parts of every report: percentiles, the machine, a JSON line."""
 
 import json
 import os
@@ -15,13 +15,13 @@ from june.errors import JuneError
 
 
 def percentiles(seconds: list[float]) -> dict[str, float]:
-    """Median and 95th percentile (linear interpolation) of at least one figure."""
+    """Return the median and the 95th percentile (linear interpolation) of at least one figure."""
     p50, p95 = np.percentile(seconds, [50, 95])
     return {"p50_s": round(float(p50), 4), "p95_s": round(float(p95), 4)}
 
 
 def machine() -> dict[str, str | int | float | list[str]]:
-    """Where the figures were taken."""
+    """Return a description of the machine."""
     cpuinfo = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     name = re.search(r"^(?:model name|Model)\s*:\s*(.+)$", cpuinfo, re.MULTILINE)
     return {
@@ -34,14 +34,14 @@ def machine() -> dict[str, str | int | float | list[str]]:
 
 
 def process_age_s() -> float:
-    """Seconds since this process was started, by the kernel's account (field 22 of /proc/self/stat)."""
+    """Return the seconds since this process started (field 22 of /proc/self/stat)."""
     fields = Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     started_s = int(fields[19]) / os.sysconf("SC_CLK_TCK")
     return time.clock_gettime(time.CLOCK_BOOTTIME) - started_s
 
 
 def emit(report: dict[str, Any], file: Path | None) -> None:
-    """Print the report as the last line of output, and write it to `file` if one is named."""
+    """Print the report as the last line of output, and write it to `file` if given."""
     line = json.dumps(report)
     print(line)
     if file is not None:

@@ -1,4 +1,4 @@
-"""What a machine's memory can do at most: each step of a language model reads all of its weights once."""
+"""The bandwidth of memory, which limits a language model: each step reads all of its weights once."""
 
 import asyncio
 import time
@@ -8,15 +8,15 @@ import numpy as np
 from june.workers import ModelThread, StopFlag
 
 ARRAY_BYTES = 256 * 2**20
-"""Of each thread: far more than any cache holds."""
+"""Size of each thread's array: far larger than any cache."""
 PASSES = 5
 
 
 async def memory_bandwidth_bytes_per_s(threads: int) -> float:
-    """Bytes that so many threads read from memory in a second together: the best of some passes over arrays.
+    """Return the bytes per second that the threads read from memory together: the best of several passes.
 
-    Reading is what a language model does. The sum of 64-bit integers takes less of a core than anything
-    else that numpy reads an array for.
+    A language model mostly reads. Each pass sums 64-bit integers, the cheapest computation with which numpy
+    reads a whole array.
     """
     pool = ModelThread("llm", threads=threads)
     try:

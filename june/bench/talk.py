@@ -1,4 +1,4 @@
-"""What is said in `bench llm`."""
+"""The questions and texts of `bench llm`."""
 
 from itertools import count
 
@@ -8,11 +8,11 @@ from june.bench.peers import Chat, Written
 from june.messages import ChatMessage
 
 SENTENCE_TOKENS = 16
-"""Of a sentence of `prose` in SmolLM2's vocabulary."""
+"""Length of a sentence of `prose` in SmolLM2's vocabulary."""
 
 
 class Talk:
-    """What people say in the bench: the same in every run, and nothing twice in one."""
+    """Makes questions and texts: the same in every run, and without repetition in one run."""
 
     _FORMS = (
         "What do {} and {} have in common?",
@@ -38,14 +38,14 @@ class Talk:
         self._random = np.random.default_rng(7)
 
     def question(self) -> str:
-        """A question that nobody asked before."""
+        """Return a new question."""
         number = next(self._numbers)
         first, second = number // len(self._FORMS), number // len(self._FORMS) // len(self._THINGS) + 1
         things = (self._THINGS[index % len(self._THINGS)] for index in (first, first + second))
         return self._FORMS[number % len(self._FORMS)].format(*things)
 
     def prose(self, tokens: int) -> str:
-        """A text of about so many tokens that nobody wrote before."""
+        """Return a new text of about this many tokens."""
         sentences = [
             f"In the {self._pick(self._PLACES)} number {self._random.integers(10, 10_000)} a woman "
             f"{self._pick(self._DOINGS)} {self._pick(self._THINGS)} and {self._pick(self._THINGS)}."
@@ -54,7 +54,7 @@ class Talk:
         return " ".join(sentences)
 
     def ask(self, text: str, tokens: int, conversation: str = "") -> Chat:
-        """The beginning of a conversation."""
+        """Return the first turn of a conversation."""
         return Chat((self._system, ChatMessage("user", text)), tokens, conversation)
 
     def _pick(self, words: tuple[str, ...]) -> str:
@@ -62,6 +62,6 @@ class Talk:
 
 
 def go_on(chat: Chat, answer: Written, text: str) -> Chat:
-    """The next turn of a conversation."""
+    """Return the next turn of a conversation."""
     turn = (ChatMessage("assistant", answer.text), ChatMessage("user", text))
     return Chat((*chat.messages, *turn), chat.tokens, chat.conversation)

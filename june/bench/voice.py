@@ -1,15 +1,15 @@
-"""`bench voice`: whole turns over recorded questions.
+"""`bench voice`: voice turns over recorded questions.
 
-In one run, question by question and in changing order, three ways to the same answer are timed:
+One run times three ways to the same answer, question by question and in changing order:
 
-- june: the pipeline as it serves people;
-- bare: the same calls of the same loaded engines with no june around them, neither threads nor event
-  loop nor logs. Where june overlaps, its critical path is what overlapping leaves at best: a sentence
-  is spoken when it is written and the voice is free, and encoded when it is spoken. Where june does not,
-  it is the sum of the calls;
-- serial: june's parts, each stage whole, one after the other.
+- june: the pipeline in normal service;
+- bare: the same calls of the same loaded engines without june's threads, event loop and logs. If june
+  overlaps stages, the time is the critical path, the best that overlapping allows: a sentence is spoken once
+  it is written and the voice is free, and encoded once it is spoken. If june does not overlap, the time is
+  the sum of the calls;
+- serial: june's parts, each stage whole, one after another.
 
-Before each, the prompt's cache is put into the same state, so that none profits from another's.
+Before each way, the prompt's cache is put into the same state, so that no way profits from another's cache.
 """
 
 import asyncio
@@ -83,20 +83,20 @@ class Question:
 
 
 def load_questions(folder: Path = QUESTIONS) -> tuple[Question, ...]:
-    """The recorded questions that ship with june."""
+    """Return the recorded questions that ship with june."""
     entries = tomllib.loads((folder / "questions.toml").read_text(encoding="utf-8"))["questions"]
     return tuple(Question((folder / each["file"]).read_bytes(), each["text"]) for each in entries)
 
 
 class BenchModel(ChatModel, Protocol):
-    """A language model whose answers have one length."""
+    """A language model whose answers have a fixed length."""
 
     def write_now(self, request: ChatRequest) -> Iterator[tuple[str, float]]:
-        """Pieces of the answer, each with the seconds since the call; blocks, or pretends to."""
+        """Yield the pieces of the answer, each with the seconds since the call; blocks, or acts as if."""
 
 
 class FixedLength:
-    """A real model, made greedy and as long-winded as it is told, so that runs can be compared."""
+    """A real model with greedy sampling and a fixed length of answers, so that runs can be compared."""
 
     def __init__(self, llm: LlamaCpp, tokens: int) -> None:
         self._llm = llm
@@ -105,11 +105,11 @@ class FixedLength:
         self.describe, self.forget = llm.describe, llm.forget
 
     def stream(self, request: ChatRequest) -> AsyncGenerator[Delta, None]:
-        """The answer of `tokens` tokens."""
+        """Return the stream of an answer of `tokens` tokens."""
         return self._llm.stream(self._fix(request))
 
     def write_now(self, request: ChatRequest) -> Iterator[tuple[str, float]]:
-        """The same answer by the bare engine."""
+        """Yield the same answer from the bare engine."""
         begin = time.perf_counter()
         for delta in self._llm.write_now(self._fix(request)):
             yield delta.text, time.perf_counter() - begin
@@ -125,30 +125,30 @@ class FixedLength:
 
 
 class PacedModel:
-    """Writes at a steady rate without using a core, as a GPU or a server would."""
+    """A model that writes at a steady rate without using a core, like a GPU or a server."""
 
     def __init__(self, tokens: int, tokens_per_s: float) -> None:
         self._tokens = tokens
         self._tokens_per_s = tokens_per_s
 
     async def load(self) -> None:
-        """Nothing to load."""
+        """Do nothing: there is nothing to load."""
 
     async def warm_up(self) -> None:
-        """Nothing to warm."""
+        """Do nothing: there is nothing to warm up."""
 
     async def close(self) -> None:
-        """Nothing to free."""
+        """Do nothing: there is nothing to free."""
 
     async def forget(self, conversation: str) -> None:
-        """Nothing is kept."""
+        """Do nothing: nothing is kept."""
 
     def describe(self) -> ModelDescription:
-        """A model on another machine, as far as june's cores are concerned."""
+        """Return a description with the device "remote", since june's cores do not compute."""
         return ModelDescription("paced", "bench", "remote", {"tokens_per_second": self._tokens_per_s})
 
     def write_now(self, request: ChatRequest) -> Iterator[tuple[str, float]]:
-        """The pieces and when they would come, without the wait."""
+        """Yield the pieces and their times without waiting."""
         del request
         prose = PACED_PROSE * (1 + int(self._tokens * CHARACTERS_PER_TOKEN) // len(PACED_PROSE))
         for token in range(self._tokens):
@@ -156,7 +156,7 @@ class PacedModel:
             yield piece, (token + 1) / self._tokens_per_s
 
     async def stream(self, request: ChatRequest) -> AsyncGenerator[Delta, None]:
-        """The pieces, each at its time."""
+        """Yield each piece at its time."""
         begin = time.perf_counter()
         for piece, due_s in self.write_now(request):
             await asyncio.sleep(begin + due_s - time.perf_counter())
@@ -166,7 +166,7 @@ class PacedModel:
 
 @dataclass(slots=True)
 class _Timings:
-    """Seconds of one run of each kind, by question and turn."""
+    """Seconds of each way to the answer, by question and turn."""
 
     june: list[TurnResult] = field(default_factory=list)
     june_s: list[float] = field(default_factory=list)
@@ -175,7 +175,7 @@ class _Timings:
 
 
 class VoiceBench:
-    """Times turns over loaded models."""
+    """Times turns with loaded models."""
 
     def __init__(
         self, settings: Settings, stt: FasterWhisper, llm: BenchModel, tts: Piper, *, cores: int
@@ -188,11 +188,11 @@ class VoiceBench:
         self._pipeline = create_pipeline(settings, stt, llm, tts, cores=cores)
 
     async def close(self) -> None:
-        """End the pipeline; the models stay."""
+        """End the pipeline; the models stay loaded."""
         await self._pipeline.close()
 
     async def run(self, questions: tuple[Question, ...], turns: int) -> dict[str, Any]:
-        """The report's figures, from `turns` turns that go round the questions."""
+        """Time `turns` turns over the questions in rotation and return the report's figures."""
         await self._pipeline.answer(TurnRequest(Recording(questions[0].audio)))  # warm-up
         timings = _Timings()
         for turn in range(turns):
@@ -204,7 +204,7 @@ class VoiceBench:
         return self._figures(timings)
 
     async def run_at_once(self, questions: tuple[Question, ...], people: int, rounds: int) -> dict[str, Any]:
-        """The figures of `rounds` in which so many people ask at the same moment, each something else."""
+        """Return the figures of `rounds` in which `people` ask different questions at the same moment."""
         all_s: list[float] = []
         rounds_s: list[list[float]] = []
         for number in range(rounds):
@@ -226,7 +226,7 @@ class VoiceBench:
         }
 
     async def compare_traced(self, questions: tuple[Question, ...], turns: int) -> float:
-        """The time of a turn whose trace is sent, over that of one whose is not; the median of pairs."""
+        """Return the time of a turn with its trace sent, divided by one without; the median of pairs."""
         seconds: dict[bool, list[float]] = {False: [], True: []}
         async with _receiver() as endpoint:
             open_traces(TelemetrySettings(otlp_endpoint=endpoint))
@@ -318,7 +318,7 @@ class VoiceBench:
 
 @asynccontextmanager
 async def _receiver() -> AsyncIterator[str]:
-    """The address of a receiver for traces in a process of its own, which forgets what it is sent."""
+    """Yield the address of a receiver for traces, in its own process, that discards them."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-c", RECEIVER, stdout=asyncio.subprocess.PIPE
     )
@@ -346,7 +346,7 @@ def bare_engines(
 def compare_windows(
     stt: FasterWhisper, settings: Settings, questions: tuple[Question, ...], rounds: int = 3
 ) -> dict[str, Any]:
-    """The encoder's whole window against the one that follows the note: time and wrong words."""
+    """Compare the encoder's 30 s window with the automatic one: time and wrong words."""
     stop = StopFlag()
     full_s: list[float] = []
     auto_s: list[float] = []
@@ -372,7 +372,7 @@ def compare_windows(
 
 
 def wrong_words(spoken: str, heard: str) -> int:
-    """Words to insert, delete or replace to get from one text to the other (Levenshtein)."""
+    """Return how many words to insert, delete or replace to turn one text into the other (Levenshtein)."""
     reference, hypothesis = _words(spoken), _words(heard)
     row = list(range(len(hypothesis) + 1))
     for i, word in enumerate(reference, 1):

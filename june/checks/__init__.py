@@ -1,4 +1,4 @@
-"""What june needs to start, looked at one by one; each check is a finding with what helps."""
+"""Checks of all that june needs to start; each gives a finding with a remedy."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,9 +6,9 @@ from typing import Literal
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line: what was looked at, how it is, and what helps if it is not well.
+    """The result of one check: what was checked, its state, and a remedy if something is wrong.
 
-    "failed" is kept for what june cannot start with, or cannot answer with.
+    "failed" means that june cannot start, or cannot answer.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""What june has to do with others: tokens, ports, and (online) whether the configured endpoints answer."""
+"""Checks of tokens and ports and, with `--online`, of the servers that june uses."""
 
 import asyncio
 import errno
@@ -23,22 +23,22 @@ from june.settings import Settings
 
 TIMEOUT_S = 10.0
 ANSWER_S = 2.0
-"""For june on this machine, if it is june."""
+"""Time limit for the answer of a program on this machine that may be june."""
 LONGEST_ANSWER_BYTES = 1000
 DRIFT_S = 30.0
-"""A Date header is exact to one second, and the way from a server takes less than ten."""
+"""A Date header is exact to one second, and a response takes less than ten."""
 
 
 def tokens(settings: Settings) -> Iterator[Finding]:
-    """Yield whether each token that is set has the form of one."""
+    """Yield whether each token that is set is well-formed."""
     found = {app: settings.section_of(app).token.get_secret_value() for app in chat_apps()}
     for app, token in found.items():
         if not token:
             continue
         if app.is_token(token):
-            yield Finding(app.name, "ok", f"{app.name}.token has the form of a token")
+            yield Finding(app.name, "ok", f"{app.name}.token is well-formed")
         else:
-            told = f"{app.name}.token does not have the form of a token"
+            told = f"{app.name}.token is not well-formed"
             yield Finding(app.name, "failed", told, app.remedy)
     if not any(found.values()):
         keys = " or ".join(f"{app.name}.token" for app in found)
@@ -47,13 +47,13 @@ def tokens(settings: Settings) -> Iterator[Finding]:
 
 
 def ports(settings: Settings) -> Iterator[Finding]:
-    """Yield whether june can listen where its settings tell it to, or listens there already."""
+    """Yield whether june can listen, or already listens, on each configured port."""
     api = settings.api
     if api.host:
         try:
             check_exposure(api)
         except JuneError as error:
-            remedy = "Make one, such as by openssl rand -hex 32, and set it as a secret file."
+            remedy = "Make one, for example with openssl rand -hex 32, and set it as a secret file."
             yield Finding("api", "failed", str(error), remedy)
         token = api.token.get_secret_value()
         yield _port("api", "api.port", api.host, api.port, token=token)
@@ -65,7 +65,7 @@ def ports(settings: Settings) -> Iterator[Finding]:
 
 
 def _port(name: str, key: str, host: str, port: int, *, token: str | None = None) -> Finding:
-    """Return whether the port is free; a `token` is for the port whose listener can be june itself."""
+    """Return whether the port is free; a `token` is given for the port on which june itself may listen."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as listener:
@@ -83,7 +83,7 @@ def _port(name: str, key: str, host: str, port: int, *, token: str | None = None
 
 
 def _is_june(host: str, port: int, token: str) -> bool:
-    """Return whether what listens there answers as june's /ready does."""
+    """Return whether the program that listens there answers like june's /ready."""
     connection = http.client.HTTPConnection(host, port, timeout=ANSWER_S)
     try:
         connection.request("GET", "/ready", headers={"Authorization": f"Bearer {token}"} if token else {})
@@ -97,17 +97,17 @@ def _is_june(host: str, port: int, token: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    """What a server said; `fault` says why there is no answer."""
+    """The answer of a server; `fault` says why there is none."""
 
     status: int = 0
     body: Any = None
     ahead_s: float | None = None
-    """How far this machine's clock is ahead of the server's, which tells whole seconds."""
+    """How far this machine's clock is ahead of the server's, which has a resolution of one second."""
     fault: str = ""
 
 
 def online(settings: Settings) -> Iterator[Finding]:
-    """Yield what the configured servers say of the tokens, the endpoints and the clocks."""
+    """Yield whether the configured servers answer and accept the tokens, and whether the clocks agree."""
     endpoints = _endpoints(settings)
     answers = asyncio.run(_ask_all([endpoint for _, endpoint in endpoints]))
     for (name, endpoint), answer in zip(endpoints, answers, strict=True):
@@ -118,31 +118,31 @@ def online(settings: Settings) -> Iterator[Finding]:
 
 
 def _judged(name: str, endpoint: Server, answer: _Answer) -> Finding:
-    """Return the finding for what an endpoint answered."""
+    """Return the finding for an endpoint's answer."""
     if answer.fault:
-        remedy = f"Look at the network, the proxy and {endpoint.key}; june tries again by itendpoint."
+        remedy = f"Check the network, the proxy and {endpoint.key}; june tries again by itself."
         return Finding(name, "warning", f"{endpoint.address} does not answer: {answer.fault}", remedy)
     if not endpoint.takes_token:
         return Finding(name, "ok", f"{endpoint.address} answers")
     if answer.status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND}:
         section = endpoint.key.partition(".")[0]
-        remedy = f"Make a new token and set {section}.token; see whether {endpoint.key} is right."
+        remedy = f"Make a new token and set {section}.token; check {endpoint.key}."
         return Finding(name, "failed", f"{endpoint.address} does not accept the token", remedy)
     if answer.status != HTTPStatus.OK:
-        remedy = f"Try again later; if it stays so, see whether {endpoint.key} is right."
+        remedy = f"Try again later; if the failure persists, check {endpoint.key}."
         return Finding(name, "warning", f"{endpoint.address} answered {answer.status}", remedy)
     return Finding(name, "ok", f"{endpoint.address} accepts the token of {_account(answer.body)}")
 
 
 def _account(body: Any) -> str:
-    """Return whose token it is; an app may wrap what it says in `result`."""
+    """Return the account of the token; an app may wrap its answer in `result`."""
     account = body.get("result", body) if isinstance(body, dict) else None
     name = account.get("username") if isinstance(account, dict) else None
     return f"@{name}" if isinstance(name, str) else "an account without a name"
 
 
 def _endpoints(settings: Settings) -> list[tuple[str, Server]]:
-    """Return the servers that june is to reach, each with the name of what it is for."""
+    """Return the servers that june uses, each with a name for its finding."""
     found = []
     for app in chat_apps():
         section = settings.section_of(app)
@@ -160,14 +160,14 @@ async def _ask_all(endpoints: Sequence[Server]) -> list[_Answer]:
 
 
 async def _ask(session: aiohttp.ClientSession, endpoint: Server) -> _Answer:
-    """Return the server's answer, without aiohttp's words, which quote the address and so a token."""
+    """Return the endpoint's answer without aiohttp's messages, which quote a URL that may hold a token."""
     try:
         async with session.request(endpoint.method, endpoint.url, headers=endpoint.headers) as response:
             is_json = endpoint.takes_token and response.content_type == "application/json"
             body = await response.json() if is_json else None
             return _Answer(response.status, body, _ahead_s(response.headers.get("Date", "")))
     except TimeoutError:
-        return _Answer(fault=f"nothing came within {TIMEOUT_S:g} s")
+        return _Answer(fault=f"no answer within {TIMEOUT_S:g} s")
     except aiohttp.ClientConnectorError as error:
         return _Answer(fault=error.strerror or type(error).__name__)
     except (aiohttp.ClientError, ValueError) as error:
@@ -185,5 +185,5 @@ def _drift(ahead_s: float) -> Finding:
     if abs(ahead_s) > DRIFT_S:
         way = "ahead of" if ahead_s > 0 else "behind"
         found = f"{abs(ahead_s):.0f} s {way} the servers that were asked"
-        return Finding("clock, online", "warning", found, "Let NTP keep it: timedatectl set-ntp true.")
+        return Finding("clock, online", "warning", found, "Use NTP to set it: timedatectl set-ntp true.")
     return Finding("clock, online", "ok", f"within {DRIFT_S:.0f} s of the servers that were asked")

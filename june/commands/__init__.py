@@ -1,1 +1,1 @@
-"""One file a command: reads its arguments, calls the rooms below, prints."""
+"""The commands, one in each file: it reads its arguments, calls the lower layers and prints."""

@@ -1,4 +1,4 @@
-"""`python -m june ask`: one question, one answer, for trying june without a chat app."""
+"""`python -m june ask`: answers one question, to try june without a chat app."""
 
 import asyncio
 import json
@@ -28,9 +28,9 @@ def ask(
         Path | None, typer.Argument(help="A recording: OGG, MP3, M4A, WAV, FLAC or WebM.")
     ] = None,
     *,
-    text: Annotated[str, typer.Option(help="Ask in writing instead.")] = "",
-    out: Annotated[Path, typer.Option(help="Where the spoken answer goes.")] = Path("reply.ogg"),
-    language: Annotated[str, typer.Option(help="Language spoken, such as en; else heard.")] = "",
+    text: Annotated[str, typer.Option(help="Ask this text instead of a recording.")] = "",
+    out: Annotated[Path, typer.Option(help="File for the spoken answer.")] = Path("reply.ogg"),
+    language: Annotated[str, typer.Option(help="Language spoken, such as en; default: detected.")] = "",
     voice: Annotated[str, typer.Option(help="Voice of the answer; see models list.")] = "",
     schema: Annotated[
         Path | None, typer.Option(help="A JSON schema: print the answer as JSON that follows it; no speech.")
@@ -85,13 +85,13 @@ async def _answer(settings: Settings, request: TurnRequest) -> tuple[TurnResult,
 
 
 def _refuse_unwritable(out: Path) -> None:
-    """Before the answer is made, so that it is not made in vain."""
+    """Refuse a path that cannot be written before the models spend time on the answer."""
     if out.is_dir() or not os.access(out if out.exists() else out.parent, os.W_OK):
         raise JuneError(f"The answer cannot be written to {out}.")
 
 
 def _read(file: Path, settings: AudioSettings) -> bytes:
-    """The recording; a bad one is refused here, before the models are loaded."""
+    """Return the recording; refuse a bad one before the models are loaded."""
     try:
         with file.open("rb") as stream:
             data = stream.read(settings.max_bytes + 1)
@@ -102,26 +102,26 @@ def _read(file: Path, settings: AudioSettings) -> bytes:
 
 
 def _read_schema(file: Path, settings: LlmSettings) -> JsonObject:
-    """Return the JSON schema in a file; one that the engine cannot keep is refused before it is loaded."""
+    """Return the JSON schema in a file; refuse one that the engine does not support before it is loaded."""
     try:
         schema = json.loads(file.read_bytes())
     except OSError as error:
         raise JuneError(f"{file} cannot be read: {error.strerror}.") from None
     except (ValueError, RecursionError):
-        raise JuneError(f"{file} is no JSON.") from None
+        raise JuneError(f"{file} is not JSON.") from None
     if not isinstance(schema, dict):
-        raise JuneError(f"{file} is no JSON schema: it holds no object.")
+        raise JuneError(f"{file} is not a JSON schema: expected an object.")
     llm.unloaded(settings).require_schema(schema)
     return schema
 
 
 def _refuse_no_json(text: str, max_tokens: int) -> None:
-    """Nothing was heard, or the answer was cut off."""
+    """Refuse an answer that is missing, because nothing was heard, or cut off."""
     try:
         json.loads(text)
     except (ValueError, RecursionError):
         raise JuneError(
-            f"There is no whole JSON within {max_tokens} tokens: ask for less, or raise llm.max_tokens."
+            f"The JSON did not end within {max_tokens} tokens: ask for less, or raise llm.max_tokens."
         ) from None
 
 

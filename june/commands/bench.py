@@ -1,4 +1,4 @@
-"""`python -m june bench`: what june's figures are on this machine."""
+"""`python -m june bench`: measures june on this machine."""
 
 import asyncio
 from contextlib import AsyncExitStack
@@ -38,7 +38,7 @@ PACED_ANSWER_TOKENS = 160
 
 
 class _VoiceByDefault(TyperGroup):
-    """`bench` alone, or with options only, is `bench voice`."""
+    """Runs `bench voice` for `bench` without a subcommand."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if "--help" not in args and (not args or args[0] not in self.commands):
@@ -58,16 +58,20 @@ def _bench() -> None:
 def voice(
     *,
     turns: Annotated[int, typer.Option(min=1, help="Turns to time.")] = 18,
-    paced: Annotated[float, typer.Option(min=0, help="Stand-in model of so many tokens a second.")] = 0,
-    answer_tokens: Annotated[int, typer.Option(min=0, help="Tokens an answer; 0: 40, paced 160.")] = 0,
+    paced: Annotated[
+        float, typer.Option(min=0, help="Use a stand-in model with this many tokens a second.")
+    ] = 0,
+    answer_tokens: Annotated[
+        int, typer.Option(min=0, help="Tokens per answer; 0: 40, or 160 with --paced.")
+    ] = 0,
     concurrency: Annotated[
-        str, typer.Option(metavar="N,N", help="Also time so many people who ask at once, such as 1,2,4,8.")
+        str, typer.Option(metavar="N,N", help="Also time this many people asking at once, such as 1,2,4,8.")
     ] = "",
-    telemetry: Annotated[bool, typer.Option(help="Also time turns with and without their traces.")] = False,
+    telemetry: Annotated[bool, typer.Option(help="Also time turns with and without traces.")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the JSON line here too.")] = None,
     settings_file: Annotated[Path | None, typer.Option("--settings", help="Settings file.")] = None,
 ) -> None:
-    """Time whole turns, and the same work without june."""
+    """Time voice turns, and the same work with the bare engines."""
     people = _counts("--concurrency", concurrency) if concurrency else ()
     settings = _quiet_settings(settings_file)
     tokens = answer_tokens or (PACED_ANSWER_TOKENS if paced else ANSWER_TOKENS)
@@ -84,22 +88,22 @@ def voice(
 def llm(
     *,
     conversations: Annotated[
-        str, typer.Option(metavar="N,N", help="How many at once, each in turn.")
+        str, typer.Option(metavar="N,N", help="Numbers of conversations at once, measured one after another.")
     ] = "1,2,4,8",
-    tokens: Annotated[int, typer.Option(min=2, max=1024, help="Tokens an answer.")] = 96,
-    long_tokens: Annotated[int, typer.Option(min=2, help="Tokens of the one long answer.")] = 2_000,
+    tokens: Annotated[int, typer.Option(min=2, max=1024, help="Tokens per answer.")] = 96,
+    long_tokens: Annotated[int, typer.Option(min=2, help="Tokens of the long answer.")] = 2_000,
     prompt_tokens: Annotated[
-        int, typer.Option(min=100, help="Tokens of the long prompt; a long history has half of them.")
+        int, typer.Option(min=100, help="Tokens of the long prompt; the long history has half as many.")
     ] = 2_000,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds; figures are medians over them.")] = 3,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds; each figure is the median of all rounds.")] = 3,
     same_weights: Annotated[
-        bool, typer.Option("--same-weights", help="Give june's copy of the weights to the others too.")
+        bool, typer.Option("--same-weights", help="Let the other engines use june's copy of the weights too.")
     ] = False,
     plot_file: Annotated[Path, typer.Option("--plot", help="Write the plot here.")] = Path("bench-llm.png"),
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the JSON line here too.")] = None,
     settings_file: Annotated[Path | None, typer.Option("--settings", help="Settings file.")] = None,
 ) -> None:
-    """Time many conversations in june's engine, a locked Llama and, if it is installed, xllamacpp."""
+    """Time conversations in june's engine, a locked Llama and, if installed, xllamacpp."""
     counts = _counts("--conversations", conversations)
     settings = _quiet_settings(settings_file)
     model = lineup.choose_models(settings).llm
@@ -125,10 +129,12 @@ def queue(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the JSON line here too.")] = None,
     settings_file: Annotated[Path | None, typer.Option("--settings", help="Settings file.")] = None,
 ) -> None:
-    """Time listing and claiming over HTTP, and let two clients claim at once."""
+    """Time listing and claiming over HTTP, and check that two clients never claim the same message."""
     _quiet_settings(settings_file)
     if 3 * requests >= messages:
-        raise JuneError("bench queue claims three times --requests, which needs more --messages.")
+        raise JuneError(
+            "--messages: expected at least three times --requests, since bench queue claims that many."
+        )
     figures = {
         "suite": "queue",
         "machine": report.machine(),
@@ -140,7 +146,7 @@ def queue(
     console = Console(highlight=False)
     console.print(table)
     first, second = figures["claimed_by_two_clients"]
-    console.print(f"Two clients claimed {first} and {second} messages at once, none of them the same.")
+    console.print(f"Two clients claimed {first} and {second} messages at once; no message was claimed twice.")
     report.emit(figures, json_file)
 
 
@@ -152,7 +158,7 @@ def _quiet_settings(file: Path | None) -> Settings:
 
 
 def _counts(option: str, text: str) -> tuple[int, ...]:
-    """The whole numbers that an option lists, ascending."""
+    """Return the whole numbers that an option lists, ascending."""
     numbers = [int(part) if part.strip().isdecimal() else 0 for part in text.split(",")]
     if not all(0 < number <= MOST_AT_ONCE for number in numbers):
         raise JuneError(f"{option}: expected numbers from 1 to {MOST_AT_ONCE}, such as 1,2,4,8.")
@@ -180,7 +186,7 @@ async def _llm(settings: Settings, chosen: LocalModel, plan: Plan) -> Figures:
 async def _voice(
     settings: Settings, turns: int, paced: float, tokens: int, people: tuple[int, ...], *, telemetry: bool
 ) -> dict[str, Any]:
-    # The engines' libraries are loaded for this command only.
+    # Imported here, so that only this command loads the engines' libraries.
     from june.bench.voice import (  # noqa: PLC0415
         FixedLength,
         PacedModel,
@@ -196,7 +202,7 @@ async def _voice(
         stt, llm, tts = bare_engines(models.stt, models.llm.backend, models.tts)
         model = PacedModel(tokens, paced) if paced else FixedLength(llm, tokens)
         windows = compare_windows(stt, settings, questions, rounds=min(turns, 3))
-        hardware.return_freed_memory()  # what only the whole window took
+        hardware.return_freed_memory()  # the memory of the 30 s window is no longer needed
         bench = VoiceBench(settings, stt, model, tts, cores=hardware.cpu_cores())
         try:
             figures = await bench.run(questions, turns)
@@ -258,8 +264,8 @@ def _print_llm(figures: Figures) -> None:
     shown = figures.report
     table = Table(
         *("engine", "at once", "tokens/s", "each", "prompts", "CPU ms", "p50 s", "max s"),
-        title=f"{shown['model']}: tokens a second of all, of each and of prompts; CPU time of a token; "
-        "waits for the first",
+        title=f"{shown['model']}: tokens a second in all, per conversation and for prompts; CPU time per "
+        "token; time to the first token",
     )
     for run in shown["runs"]:
         rates = figures.rates[run["engine"], run["conversations"]]
@@ -271,16 +277,16 @@ def _print_llm(figures: Figures) -> None:
     console.print(table)
     prefix, interleave, roofline = shown["prefix"], shown["interleave"], shown["roofline"]
     rows = {
-        "first token after a long history, nothing of it known": f"{prefix['cold_ttft_s']:.3f} s",
+        "first token after a long history, nothing cached": f"{prefix['cold_ttft_s']:.3f} s",
         "the next turn": f"{prefix['warm_ttft_s']:.3f} s",
         "the next turn, after three other chats": f"{prefix['alternating_ttft_s']:.3f} s",
         "longest pause while a long prompt is read": f"{interleave['longest_pause_s']:.3f} s",
-        "one chunk of such a prompt": f"{interleave['chunk_s']:.3f} s",
-        "one step of all at once": f"{median(figures.steps.step_s) * 1e3:.1f} ms",
-        "of which not llama.cpp's computing": f"{shown['step_overhead_share']:.1%}, "
+        "one chunk of that prompt": f"{interleave['chunk_s']:.3f} s",
+        "one step with all conversations": f"{median(figures.steps.step_s) * 1e3:.1f} ms",
+        "share of a step outside llama.cpp": f"{shown['step_overhead_share']:.1%}, "
         f"greedy {median(figures.steps.greedy_overhead_shares):.1%}",
         "memory bandwidth": f"{roofline['bandwidth_gb_s']:.1f} GB/s",
-        "of the speed that it allows": f"{roofline['share']:.1%}",
+        "share of the speed that the roofline allows": f"{roofline['share']:.1%}",
     }
     for name, seconds_s in shown["long_answer"].items():
         rows[f"one long answer, {name.removesuffix('_s')}"] = f"{seconds_s:.2f} s"
@@ -291,4 +297,4 @@ def _print_llm(figures: Figures) -> None:
 
 
 def _names(figures: dict[str, Any]) -> str:
-    return f"{', '.join(figures['models'].values())}, {figures['answer_tokens']} tokens an answer"
+    return f"{', '.join(figures['models'].values())}, {figures['answer_tokens']} tokens per answer"

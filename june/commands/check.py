@@ -1,4 +1,4 @@
-"""`python -m june check`: whether june can start here, and what to do if not."""
+"""`python -m june check`: tells whether june can start here, and what to do if it cannot."""
 
 import json
 from collections.abc import Iterator
@@ -19,12 +19,12 @@ MARKS = {"ok": "[green]ok[/]     ", "warning": "[yellow]warning[/]", "failed": "
 
 def check(
     *,
-    online: Annotated[bool, typer.Option("--online", help="Ask the chat apps and endpoints, too.")] = False,
-    with_turn: Annotated[bool, typer.Option("--turn", help="Answer a recorded question, too.")] = False,
+    online: Annotated[bool, typer.Option("--online", help="Also ask the chat apps and endpoints.")] = False,
+    with_turn: Annotated[bool, typer.Option("--turn", help="Also answer a recorded question.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     settings_file: Annotated[Path | None, typer.Option("--settings", help="Settings file.")] = None,
 ) -> None:
-    """Look at everything june needs to start; exit status 1 if it could not, or could not answer."""
+    """Check everything that june needs; exit status 1 if it cannot start or cannot answer."""
     findings = list(_findings(settings_file, online=online, with_turn=with_turn))
     can_start = all(finding.status != "failed" for finding in findings)
     if as_json:
@@ -48,9 +48,11 @@ def _findings(settings_file: Path | None, *, online: bool, with_turn: bool) -> I
     try:
         settings = load_settings(settings_file)
     except JuneError as error:
-        yield Finding("settings", "failed", str(error), "Correct it; settings.example.toml shows every key.")
+        yield Finding(
+            "settings", "failed", str(error), "Correct the settings; settings.example.toml shows every key."
+        )
         return
-    yield Finding("settings", "ok", "every key and value is right")
+    yield Finding("settings", "ok", "every key and value is valid")
     gpus, fault = models.gpus()
     if fault is not None:
         yield fault

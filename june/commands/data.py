@@ -1,6 +1,6 @@
-"""`python -m june data`: the file of messages copied, restored, made smaller, verified and exported.
+"""`python -m june data`: backs up, restores, prunes, verifies and exports the file of messages.
 
-`backup`, `verify` and `export` only read, and june may run meanwhile; `restore` and `prune` refuse then.
+`backup`, `verify` and `export` only read, so june may run; `restore` and `prune` refuse while june runs.
 """
 
 import asyncio
@@ -33,12 +33,12 @@ NO_FILE_NAME = re.compile(r"[^\w.-]+", re.ASCII)
 
 @app.command()
 def backup(
-    file: Annotated[Path, typer.Argument(help="Where the copy goes.")],
+    file: Annotated[Path, typer.Argument(help="File for the copy.")],
     *,
-    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
     settings_file: SettingsFile = None,
 ) -> None:
-    """Write a verified copy of the file of messages, also while june runs."""
+    """Write a verified copy of the file of messages; june may run."""
     path = load_settings(settings_file).store.path
     if file.exists() and not force:
         raise JuneError(f"{file} exists already; --force replaces it.")
@@ -52,7 +52,7 @@ def restore(
     *,
     settings_file: SettingsFile = None,
 ) -> None:
-    """Put a copy in the place of the file of messages, which is kept under another name."""
+    """Replace the file of messages with a copy; the old file is kept under another name."""
     path = load_settings(settings_file).store.path
 
     async def put_back(store: Store) -> Path | None:
@@ -63,7 +63,7 @@ def restore(
     kept = _read(file, put_back)
     print(f"{path}: {_described(path, _read(path, lambda store: store.upkeep.contents()))}; verified.")
     if kept is not None:
-        print(f"What was there before is kept as {kept}.")
+        print(f"The old file is kept as {kept}.")
 
 
 @app.command()
@@ -72,11 +72,11 @@ def prune(
     *,
     settings_file: SettingsFile = None,
 ) -> None:
-    """Delete messages that are done with, but for what the model is shown, and give the space back."""
+    """Delete old messages that are finished, except those that the model is shown, and free the space."""
     settings = load_settings(settings_file)
     age_s = duration_s(older_than, "--older-than")
-    if not age_s:  # it would delete all there is
-        raise JuneError("After --older-than comes an age such as 90d or 24h.")
+    if not age_s:  # an age of 0 would delete everything
+        raise JuneError("--older-than: expected an age such as 90d or 24h.")
     path = settings.store.path
     if not path.exists():
         raise StoreError(f"{path} does not exist: june has not run with it yet")
@@ -96,7 +96,7 @@ def verify(
     *,
     settings_file: SettingsFile = None,
 ) -> None:
-    """Read all of the file and say whether it is sound; exit status 1 if it is not. june may run."""
+    """Read the whole file and say whether it is sound; exit status 1 if it is not. june may run."""
     path = load_settings(settings_file).store.path if file is None else file
     try:
         faults = _read(path, lambda store: store.upkeep.faults())
@@ -117,7 +117,7 @@ def export(
     out: Annotated[Path | None, typer.Option(help="A new folder, or a new file that ends with .zip.")] = None,
     settings_file: SettingsFile = None,
 ) -> None:
-    """Write all that is kept of a chat or person, as JSON and recordings, also while june runs."""
+    """Write all that is stored about a chat or person, as JSON and recordings; june may run."""
     path = load_settings(settings_file).store.path
     target = out or Path(f"june-{NO_FILE_NAME.sub('-', chat)}")
     if target.exists():
@@ -147,8 +147,8 @@ async def _prune(settings: Settings, age_s: float) -> Pruned:
 
 
 def _export(path: Path, name: str, target: Path) -> tuple[int, int]:
-    """How many messages and recordings are at the target now, which gets its name when it is whole."""
-    folder = Path(tempfile.mkdtemp(prefix=f"{target.name}.", dir=target.parent))  # for its owner only
+    """Write an export, which gets its name once it is complete; return how many messages and recordings."""
+    folder = Path(tempfile.mkdtemp(prefix=f"{target.name}.", dir=target.parent))  # readable by its owner only
     try:
         counts = _read(path, lambda store: _fill(folder, store, name))
         if target.suffix == ".zip":
@@ -163,13 +163,13 @@ def _export(path: Path, name: str, target: Path) -> tuple[int, int]:
 async def _fill(folder: Path, store: Store, name: str) -> tuple[int, int]:
     kept = await store.upkeep.kept_of(name)
     if not any((kept.messages, kept.chats, kept.people)):
-        raise JuneError(f"Nothing is kept of {name}.")
+        raise JuneError(f"Nothing is stored about {name}.")
     (folder / "audio").mkdir()
     recordings = 0
     for message in kept.messages:
         voice = None
         if message.pop("has_voice"):
-            with suppress(QueueError):  # it was deleted meanwhile
+            with suppress(QueueError):  # the recording was deleted meanwhile
                 voice = await store.feed.recording(message["id"])
         message["audio"] = None if voice is None else f"audio/{message['id']}.ogg"
         if voice is not None:

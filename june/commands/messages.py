@@ -1,7 +1,7 @@
-"""`python -m june messages`: what was received and sent, and whether it arrived as it was meant.
+"""`python -m june messages`: shows received and sent messages, and whether they arrived as intended.
 
-These commands show what people wrote: they are for the owner's own terminal. Those here only read, from the
-file, and june may run meanwhile; those of `june.commands.queue` ask the june that runs.
+These commands show what people wrote: they are for the owner's own terminal. The commands in this file only
+read the file of messages, so june may run; those of `june.commands.queue` send requests to a running june.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ from june.telemetry import trace_id
 
 T = TypeVar("T")
 
-app = typer.Typer(help="What was received and sent, and the owner's queue.", no_args_is_help=True)
+app = typer.Typer(help="Show received and sent messages, and use the owner's queue.", no_args_is_help=True)
 app.add_typer(queue.app)
 EXCERPT = 20
 
@@ -35,13 +35,13 @@ EXCERPT = 20
 @app.command()
 def history(
     *,
-    chat: Annotated[str, typer.Option(help="Such as telegram:123456789; default: all chats.")] = "",
+    chat: Annotated[str, typer.Option(help="A chat such as telegram:123456789; default: all chats.")] = "",
     since: Since = "",
-    limit: Annotated[int, typer.Option(min=1, help="At most so many, the newest.")] = 100,
+    limit: Annotated[int, typer.Option(min=1, help="At most this many, the newest.")] = 100,
     as_json: Json = False,
     settings_file: SettingsFile = None,
 ) -> None:
-    """Show what was received and sent, oldest first."""
+    """Show received and sent messages, oldest first."""
     since_s = seconds_since(since)
     entries = _read(
         settings_file, lambda store: store.history.entries(chat=chat, since_s=since_s, limit=limit)
@@ -67,17 +67,15 @@ def history(
 
 @app.command()
 def check(
-    message_id: Annotated[int, typer.Argument(metavar="ID", help="Of a message that june sent.")],
+    message_id: Annotated[int, typer.Argument(metavar="ID", help="Id of a message that june sent.")],
     *,
     as_json: Json = False,
     settings_file: SettingsFile = None,
 ) -> None:
-    """Compare what a message was meant to show with what the chat app got; exit status 1 if they differ."""
+    """Compare the intended text of a message with what the chat app got; exit status 1 if they differ."""
     entry = _read(settings_file, lambda store: store.history.entry(message_id))
     if entry is None or entry.direction != "out":
-        raise JuneError(
-            f"There is no message {message_id} that june sent; see: python -m june messages history"
-        )
+        raise JuneError(f"june sent no message {message_id}; see: python -m june messages history")
     meant, shown = _meant(entry), [_shown(entry, one) for one in entry.delivered]
     faults = list(_faults(entry))
     if as_json:
@@ -93,7 +91,7 @@ def check(
             table.add_row(f"{one.kind} {printable(one.message_id)}", printable(text))
         screen = console()
         screen.print(table)
-        for line in faults or ["It arrived as it was meant."]:
+        for line in faults or ["It arrived as intended."]:
             screen.print(printable(line))
     if faults:
         raise typer.Exit(1)
@@ -101,7 +99,7 @@ def check(
 
 @app.command()
 def stats(*, since: Since = "", as_json: Json = False, settings_file: SettingsFile = None) -> None:
-    """Show how much was received and sent, and how long answers took."""
+    """Show how many messages were received and sent, and how long answers took."""
     since_s = seconds_since(since)
     found = _read(settings_file, lambda store: store.history.stats(since_s=since_s))
     if as_json:
@@ -161,11 +159,11 @@ def _shown(entry: HistoryEntry, one: Delivered) -> str:
 
 
 def _faults(entry: HistoryEntry) -> Iterator[str]:
-    """What is not as it was meant, one sentence each."""
+    """Yield one sentence for each difference from the intended message."""
     if entry.status == "ERROR":
-        yield f"It was given up: {entry.error.rstrip('.')}."
+        yield f"june gave it up: {entry.error.rstrip('.')}."
     elif entry.status not in ("SENT", "RESPONDED", "TIMEOUT"):
-        yield "It is not sent to its end yet."
+        yield "It is not completely sent yet."
     if entry.kind == "voice":
         if not any(one.kind == "voice" for one in entry.delivered):
             yield "The chat got no voice message."
@@ -178,12 +176,12 @@ def _faults(entry: HistoryEntry) -> Iterator[str]:
 
 
 def _differences(entry: HistoryEntry) -> Iterator[str]:
-    """Where the text differs. White space does not count: it stands differently where the text was split."""
+    """Yield where the text differs. White space is ignored, since it changes where the text was split."""
     meant = "".join(_meant(entry).split())
     shown = "".join("".join(_shown(entry, one) for one in entry.delivered).split())
     if shown == meant or (
         entry.may_group and meant in shown
-    ):  # which may have gone with others in one message
+    ):  # it may have been sent together with others in one message
         return
     pairs = enumerate(zip(meant, shown, strict=False))
     same = next((index for index, (one, other) in pairs if one != other), min(len(meant), len(shown)))

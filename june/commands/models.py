@@ -1,4 +1,4 @@
-"""`python -m june models`: what can be had, what is here and right, and what a running june has loaded."""
+"""`python -m june models`: lists, downloads and verifies models, and exchanges a running june's."""
 
 import asyncio
 import json
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from june.models import pull as downloads
 
 app = typer.Typer(help="List, pull, verify and exchange models.", no_args_is_help=True)
-Name = Annotated[str, typer.Argument(help="Name or path of a language model that is here.")]
+Name = Annotated[str, typer.Argument(help="Name or path of a language model that is present.")]
 
 LOOK_EVERY_S = 0.5
 OWN_FILES = "files of your own: readable, and nobody says which sha256 they should have"
@@ -41,7 +41,7 @@ OWN_FILES = "files of your own: readable, and nobody says which sha256 they shou
 
 @app.command("list")
 def list_models(settings_file: SettingsFile = None) -> None:
-    """Show the catalogue, what of it is here, and what these settings choose."""
+    """Show the catalogue, which models are present, and which these settings choose."""
     settings, catalogue, console = load_settings(settings_file), load_catalogue(), _console()
     directory = settings.models.directory
     models = {model.name: model for model in catalogue.values()}
@@ -50,7 +50,7 @@ def list_models(settings_file: SettingsFile = None) -> None:
         choice = choose_models(settings)
         chosen, reason = {model.name for model in choice.local}, f"* {choice.reason}"
         models |= {model.name: model.entry for model in choice.local}
-    except JuneError as error:  # the list is the way out of it
+    except JuneError as error:  # the list helps to correct the settings
         chosen, reason = set(), str(error)
     table = Table(box=None, pad_edge=False)
     for heading in ("", "name", "role", "size", "params", "lang", "licence", "here"):
@@ -78,14 +78,14 @@ def pull(
     ],
     settings_file: SettingsFile = None,
 ) -> None:
-    """Download models, going on where an earlier pull stopped."""
-    from june.models import pull as downloads  # noqa: PLC0415 - its HTTP client costs every start 0.1 s
+    """Download models; resume where an earlier pull stopped."""
+    from june.models import pull as downloads  # noqa: PLC0415 - its HTTP client would add 0.1 s to every command
 
     settings, console = load_settings(settings_file), _console()
     wanted = _find_pullable(names, settings, console)
     plan = downloads.plan_pull(wanted, settings.models.directory)
     if not plan.models:
-        console.print("All of it is here and verified.")
+        console.print("All of these models are present and verified.")
         return
     console.print(
         f"{', '.join(model.name for model in plan.models)}: {plan.download_bytes / 1e6:,.0f} MB to download, "
@@ -100,7 +100,8 @@ def pull(
 @app.command()
 def verify(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="[NAME…]", help="Default: all present.")
+        list[str] | None,
+        typer.Argument(metavar="[NAME…]", help="Names; default: all models that are present."),
     ] = None,
     settings_file: SettingsFile = None,
 ) -> None:
@@ -125,7 +126,7 @@ def verify(
 
 @app.command()
 def status(*, as_json: Json = False, settings_file: SettingsFile = None) -> None:
-    """Show the models of the june that runs, and the language models that it could have."""
+    """Show the running june's models, and the language models that it could load."""
     found = asyncio.run(_ask(settings_file))
     if as_json:
         print(json.dumps(found))
@@ -137,29 +138,29 @@ def status(*, as_json: Json = False, settings_file: SettingsFile = None) -> None
     console.print(f"{llm['name']}: {llm['state']}, {llm['answers']} answers being written")
     if llm["error"]:
         console.print(f"the last change failed: {llm['error']}")
-    console.print(f"language models here: {', '.join(found['present']) or 'none'}")
+    console.print(f"language models present: {', '.join(found['present']) or 'none'}")
 
 
 @app.command()
 def load(name: Name, *, settings_file: SettingsFile = None) -> None:
-    """Load a language model into the june that runs, where none is loaded."""
+    """Load a language model into the running june when none is loaded."""
     _change(settings_file, "load", {"name": _from_here(name)})
 
 
 @app.command()
 def unload(*, settings_file: SettingsFile = None) -> None:
-    """Free the language model of the june that runs, once its answers are written."""
+    """Unload the running june's language model once its answers are written."""
     _change(settings_file, "unload", {})
 
 
 @app.command()
 def switch(name: Name, *, settings_file: SettingsFile = None) -> None:
-    """Replace the language model of the june that runs, once its answers are written."""
+    """Replace the running june's language model once its answers are written."""
     _change(settings_file, "switch", {"name": _from_here(name)})
 
 
 def _from_here(name: str) -> str:
-    """Return what june is to be told: the whole path of a file that is here, or else the name as it is."""
+    """Return the name that june gets: the absolute path of a file that exists, or the name itself."""
     path = own_path(name, Path.cwd())
     return path if Path(path).exists() else name
 
@@ -167,7 +168,7 @@ def _from_here(name: str) -> str:
 def _change(
     settings_file: Path | None, change: Literal["load", "unload", "switch"], body: dict[str, str]
 ) -> None:
-    """Have a change made, and wait until it is; exit status 1 if it failed."""
+    """Request a change and wait until it is made; exit status 1 if it failed."""
     llm = asyncio.run(_ask(settings_file, change, body))["llm"]
     print(f"{llm['name']}: {llm['state']}")
     if llm["error"]:
@@ -179,7 +180,7 @@ async def _ask(
     change: Literal["load", "unload", "switch"] | None = None,
     body: dict[str, str] | None = None,
 ) -> dict[str, Any]:
-    """What june says of its models, after a change if there is one to make."""
+    """Return what june says about its models, after a change if one is given."""
     async with open_client(load_settings(settings_file).api) as june:
         if change is None:
             return await june.models()
@@ -276,7 +277,7 @@ def _bars(console: Console) -> Iterator["downloads.Progress"]:
 
 @contextmanager
 def _lines(console: Console) -> Iterator["downloads.Progress"]:
-    """For a log: a line for each tenth."""
+    """Print progress for a log: one line per 10 %."""
     last = ""
 
     def show(name: str, doing: str, done_bytes: int, total_bytes: int) -> None:

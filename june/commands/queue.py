@@ -1,7 +1,7 @@
-"""`python -m june messages …`: the owner's queue, for shell scripts: what `june.api` serves, without HTTP.
+"""`python -m june messages …`: the owner's queue for shell scripts, through june's API.
 
-Exit status 0: done. 1: there is nothing (none waits, no answer in time, no such message), or a message is not
-as it was thought to be, such as claimed by someone else since. 2: wrong use, or june cannot be asked.
+Exit status 0: done. 1: there is nothing (no message waits, no answer in time, no such message), or the
+message is in another state than expected, for example claimed again. 2: wrong use, or june cannot be asked.
 """
 
 import asyncio
@@ -38,21 +38,23 @@ SAME = object()
 
 app = typer.Typer()
 
-Id = Annotated[int, typer.Argument(metavar="ID", min=1, max=10**18 - 1, help="Of a message.")]
-Text = Annotated[str, typer.Argument(help="What is written, in Markdown; - reads standard input.")]
-Url = Annotated[str, typer.Option(help="june's address, if the settings do not tell it.")]
-Field = Annotated[str, typer.Option(help="Print this field of the message alone, such as id or text.")]
-Platform = Annotated[str, typer.Option(help=f"Of one chat app: {' or '.join(APPS)}.")]
-Chat = Annotated[str, typer.Option(help="Of one chat, such as telegram:123456789.")]
-User = Annotated[str, typer.Option(help="Of one person, such as telegram:123456789.")]
-Kind = Annotated[str, typer.Option(help="Of one kind, such as voice or text.")]
+Id = Annotated[int, typer.Argument(metavar="ID", min=1, max=10**18 - 1, help="Id of a message.")]
+Text = Annotated[str, typer.Argument(help="Text in Markdown; - reads standard input.")]
+Url = Annotated[str, typer.Option(help="june's address; default: the address in the settings.")]
+Field = Annotated[str, typer.Option(help="Print only this field of the message, such as id or text.")]
+Platform = Annotated[str, typer.Option(help=f"Only this chat app: {' or '.join(APPS)}.")]
+Chat = Annotated[str, typer.Option(help="Only this chat, such as telegram:123456789.")]
+User = Annotated[str, typer.Option(help="Only this person, such as telegram:123456789.")]
+Kind = Annotated[str, typer.Option(help="Only this kind, such as voice or text.")]
 SendKind = Annotated[
     str, typer.Option(help="message, clarification, help_request, progress or feedback_request.")
 ]
-Voice = Annotated[bool, typer.Option("--voice", help="Speak it too.")]
-Lease = Annotated[str, typer.Option(help="How long it is yours, such as 30m; default: queue.lease_s.")]
-Attempts = Annotated[int, typer.Option(min=0, help="`attempts` of the claim: refused if it is over.")]
-Key = Annotated[str, typer.Option(help="Idempotency key: the same command again does nothing again.")]
+Voice = Annotated[bool, typer.Option("--voice", help="Also speak the text.")]
+Lease = Annotated[str, typer.Option(help="How long the claim lasts, such as 30m; default: queue.lease_s.")]
+Attempts = Annotated[
+    int, typer.Option(min=0, help="`attempts` of the claim: refused if the claim has ended.")
+]
+Key = Annotated[str, typer.Option(help="Idempotency key: repeating the command has no further effect.")]
 To = Annotated[str, typer.Option(help="owner, or someone with access, such as telegram:123456789.")]
 
 
@@ -64,15 +66,15 @@ def list_messages(
     user: User = "",
     direction: Annotated[str, typer.Option(help="in (received) or out (sent).")] = "",
     kind: Kind = "",
-    status: Annotated[str, typer.Option(help="Such as NEW, PROCESSING, RESPONDED or ERROR.")] = "",
+    status: Annotated[str, typer.Option(help="Only this status: NEW, PROCESSING, RESPONDED, ERROR, …")] = "",
     since: Since = "",
     oldest_first: Annotated[bool, typer.Option("--oldest-first", help="Begin with the oldest.")] = False,
-    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 50,
+    limit: Annotated[int, typer.Option(min=1, help="At most this many.")] = 50,
     as_json: Json = False,
     url: Url = "",
     settings_file: SettingsFile = None,
 ) -> None:
-    """Show messages, the newest first; exit status 1 if there is none."""
+    """Show messages, newest first; exit status 1 if there are none."""
     filters = {
         "platform": platform,
         "chat": chat,
@@ -124,7 +126,7 @@ def send(
     url: Url = "",
     settings_file: SettingsFile = None,
 ) -> None:
-    """Send a message; it is committed when this ends, and delivered soon after."""
+    """Send a message; it is committed when the command ends, and delivered soon after."""
     body = {"to": to, "text": _text(text), "kind": kind, "voice": voice, "reply_to": reply_to or None}
     sent = _call(settings_file, url, lambda june: june.post("", body, key=key))
     _print(sent, field=field, as_json=as_json)
@@ -139,13 +141,13 @@ def claim(
     user: User = "",
     kind: Kind = "",
     lease: Lease = "",
-    wait: Annotated[str, typer.Option(help="Wait so long for one, such as 60s; default: not at all.")] = "",
+    wait: Annotated[str, typer.Option(help="Wait up to this long, such as 60s; default: do not wait.")] = "",
     field: Field = "",
     as_json: Json = False,
     url: Url = "",
     settings_file: SettingsFile = None,
 ) -> None:
-    """Take the oldest message that waits in the queue; exit status 1 if none does."""
+    """Claim the oldest message that waits in the queue; exit status 1 if there is none."""
     named = {"id": message_id, "platform": platform, "chat": chat, "user": user, "kind": kind}
     wanted = {name: value for name, value in named.items() if value} | _lease(lease)
     wait_s = duration_s(wait, "--wait")
@@ -167,7 +169,7 @@ def respond(
     url: Url = "",
     settings_file: SettingsFile = None,
 ) -> None:
-    """Answer a message that was claimed, in its chat."""
+    """Answer a claimed message in its chat."""
     body = {"text": _text(text), "voice": voice, "attempts": attempts or None}
     responded = _call(settings_file, url, lambda june: june.post(f"/{message_id}/respond", body))
     _print(responded, field=field, as_json=as_json)
@@ -184,7 +186,7 @@ def extend(
     url: Url = "",
     settings_file: SettingsFile = None,
 ) -> None:
-    """Keep a message that was claimed for longer."""
+    """Extend the lease of a claimed message."""
     body = {"attempts": attempts or None} | _lease(lease)
     extended = _call(settings_file, url, lambda june: june.post(f"/{message_id}/extend", body))
     _print(extended, field=field, as_json=as_json)
@@ -194,15 +196,15 @@ def extend(
 def fail(
     message_id: Id,
     *,
-    error: Annotated[str, typer.Option(help="Why, for whoever reads the queue.")] = "",
-    retry: Annotated[bool, typer.Option("--retry", help="Let it be claimed again.")] = False,
+    error: Annotated[str, typer.Option(help="The reason, for people who read the queue.")] = "",
+    retry: Annotated[bool, typer.Option("--retry", help="Allow the message to be claimed again.")] = False,
     attempts: Attempts = 0,
     field: Field = "",
     as_json: Json = False,
     url: Url = "",
     settings_file: SettingsFile = None,
 ) -> None:
-    """Give up a message that was claimed."""
+    """Give up a claimed message."""
     body = {"error": error, "retry": retry, "attempts": attempts or None}
     failed = _call(settings_file, url, lambda june: june.post(f"/{message_id}/fail", body))
     _print(failed, field=field, as_json=as_json)
@@ -212,7 +214,7 @@ def fail(
 def ask(
     text: Text,
     *,
-    wait: Annotated[str, typer.Option(help="Wait so long for the answer.")] = "1h",
+    wait: Annotated[str, typer.Option(help="Wait up to this long for the answer.")] = "1h",
     to: To = "owner",
     kind: SendKind = "clarification",
     voice: Voice = False,
@@ -222,9 +224,9 @@ def ask(
     url: Url = "",
     settings_file: SettingsFile = None,
 ) -> None:
-    """Ask, wait for the answer and print it; exit status 1 if none comes.
+    """Ask a question, wait for the answer and print it; exit status 1 if there is none in time.
 
-    With the same --key a script that was started again waits for the answer to the question that it asked.
+    With the same --key, a restarted script waits for the answer to the question that it asked before.
     """
     wait_s = duration_s(wait, "--wait")
     question = {
@@ -251,14 +253,14 @@ def ask(
 @app.command()
 def watch(
     *,
-    after: Annotated[int, typer.Option(min=-1, help="Begin behind this event; default: now.")] = -1,
+    after: Annotated[int, typer.Option(min=-1, help="Begin after this event; default: now.")] = -1,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print a line of JSON an event: {event_id, message}.")
+        bool, typer.Option("--json", help="Print one line of JSON per event: {event_id, message}.")
     ] = False,
     url: Url = "",
     settings_file: SettingsFile = None,
 ) -> None:
-    """Print every change of a message, until Ctrl-C, also over a restart of june."""
+    """Print every change to messages until Ctrl-C, also across restarts of june."""
 
     async def work(june: ApiClient) -> None:
         async for event in june.events(after=None if after < 0 else after):
@@ -276,7 +278,7 @@ def watch(
 
 
 def _call(settings_file: Any, url: str, work: Callable[[ApiClient], Awaitable[T]]) -> T:
-    """What the june that runs answers; exit status 1 if a message is not there, or not as it was thought."""
+    """Return the running june's answer; exit status 1 if a message is missing or in another state."""
     settings = load_settings(settings_file).api
 
     async def run() -> T:
@@ -324,7 +326,7 @@ def _cells(message: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _print(message: dict[str, Any] | None, *, field: str, as_json: bool) -> None:
-    """Print a message: whole as JSON, one field as it is, or for people."""
+    """Print a message: as JSON, one field only, or in a form for people."""
     message = message or {}
     if field:
         value = message.get(field, SAME)

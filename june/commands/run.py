@@ -1,4 +1,4 @@
-"""`python -m june run`: june on the chat apps, until it is told to stop."""
+"""`python -m june run`: runs june on the chat apps until SIGTERM or Ctrl-C."""
 
 import asyncio
 import signal
@@ -27,7 +27,7 @@ async def _serve(settings: Settings) -> None:
 
     def end(signal_number: int) -> None:
         stop.set()
-        loop.remove_signal_handler(signal_number)  # a second one ends june at once
+        loop.remove_signal_handler(signal_number)  # a second signal ends june at once
 
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signal_number, end, signal_number)

@@ -9,7 +9,7 @@ from june.sections import SttSettings
 
 
 class SpeechToText(Protocol):
-    """A model that hears."""
+    """A speech to text model."""
 
     async def load(self) -> None:
         """Read the weights; once.
@@ -26,7 +26,7 @@ class SpeechToText(Protocol):
 
         Args:
             pcm: the recording.
-            language: ISO 639-1 code of what is spoken; empty: heard from the recording.
+            language: ISO 639-1 code of the language spoken; empty: detected in the recording.
 
         Raises:
             TranscriptionError: the engine failed.

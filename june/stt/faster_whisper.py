@@ -1,8 +1,8 @@
 """Whisper on CTranslate2.
 
-Whisper's encoder was trained on 30 s and its library pads every note to that, which for a short note
-is most of the work. Here its window follows the note (`stt.window = "auto"`), and a result that looks
-like a repetition, the known failure of a short window, is heard once more with the whole 30 s.
+Whisper's encoder was trained on windows of 30 s, and its library pads every note to that length, which is
+most of the work for a short note. Here the window follows the note (`stt.window = "auto"`). A short window
+can make Whisper repeat itself; a result that looks like a repetition is transcribed again with 30 s.
 """
 
 import threading
@@ -27,7 +27,7 @@ from june.telemetry import log
 from june.workers import ModelThread, StopFlag
 
 Window = float | Literal["auto"]
-"""Seconds that the encoder looks at, 5 to 30, or "auto"."""
+"""Length of the encoder's window in seconds, 5 to 30, or "auto"."""
 
 SAMPLE_RATE_HZ = 16_000
 FRAMES_PER_S = 100
@@ -35,30 +35,30 @@ FULL_WINDOW_S = 30.0
 SHORTEST_WINDOW_S = 10.0
 WINDOW_MARGIN_S = 4.0
 """The window is max(10 s, note + 4 s). With Whisper tiny.en on 270 clips of 2 to 7 s by four synthetic
-voices, clean and with noise, 0.066 of the words were wrong, and 0.071 with the whole window; 4 clips ran
-into a repetition. With max(8 s, note + 2 s) 0.063 were wrong, and 7 ran away, as did 3 of june's own 12
-questions."""
+voices, clean and with noise, the word error rate was 0.066, and 0.071 with the whole window; 4 clips became
+repetitions. With max(8 s, note + 2 s) it was 0.063, but 7 clips and 3 of june's own 12 questions became
+repetitions."""
 ENGLISH_TOKENS_PER_S = 6
-"""More than people say; of the window, which is longer than the speech in it."""
+"""More tokens than people speak per second of the window, which is longer than the speech in it."""
 
 LONGEST_CHANCE_REPEAT = 8
-"""Words that a window says twice in the same order by chance, at most."""
+"""The most words in the same order that a text repeats by chance."""
 
 TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
-"""Whisper's own schedule: hotter until the text is neither repetitive nor unsure."""
+"""Whisper's own schedule: the temperature rises until the text is neither repetitive nor unsure."""
 
 NOTES_AT_ONCE = 2
-"""On a CPU; what each computes with comes beside the weights, which they share."""
+"""Notes transcribed at once on a CPU; they share the weights, but each needs its own working memory."""
 
 ENERGETIC_RMS = 0.01
-"""-40 dBFS: a recording this loud without speech in it, says the VAD, is listened to once more."""
+"""-40 dBFS: a recording this loud in which the VAD finds no speech is transcribed without the VAD."""
 
-# The library's progress bars, which nobody sees here, would begin a thread that outlives june's.
+# The library's progress bars are not shown here, and would start a thread that outlives june's.
 transcribe.tqdm.monitor_interval = 0
 
 
 class FasterWhisper:
-    """`SpeechToText` by faster-whisper, on the CPU or a CUDA GPU."""
+    """`SpeechToText` with faster-whisper, on the CPU or a CUDA GPU."""
 
     def __init__(self, settings: SttSettings, source: LocalModel) -> None:
         self._settings = settings
@@ -98,16 +98,16 @@ class FasterWhisper:
             raise ModelLoadError(f"Whisper model {self._name} cannot be loaded: {error}.") from error
 
     def _threads(self) -> int:
-        """Return how many threads: one for each 40 million parameters, at most one for each core.
+        """Return how many threads to use: one for each 40 million parameters, at most one for each core.
 
-        The decoder's steps are too small to share: tiny.en (39 million) heard a 6 s note in 0.147 s with
-        one thread and in 0.183 s with two.
+        The decoder's steps are too small to share: tiny.en (39 million) transcribed a 6 s note in 0.147 s
+        with one thread and in 0.183 s with two.
         """
         useful = min(hardware.cpu_cores(), round(self._model.parameters_b / 0.04))
         return self._settings.threads or max(1, useful)
 
     def _workers(self) -> int:
-        """Return how many notes are heard at a time, with the same weights: what cores are left for."""
+        """Return how many notes to transcribe at a time with the same weights, as far as cores are left."""
         return max(1, min(hardware.cpu_cores() // self._threads(), NOTES_AT_ONCE))
 
     async def warm_up(self) -> None:
@@ -137,7 +137,7 @@ class FasterWhisper:
             return self._listen(used, stop, pcm, language, window)
         except (RuntimeError, ValueError) as error:
             with self._moving:
-                if self._whisper is used:  # and no other note has found out first
+                if self._whisper is used:  # another note may have moved it already
                     self._move_to_cpu(error)
         return self.transcribe_now(stop, pcm, language, window=window)
 
@@ -151,7 +151,7 @@ class FasterWhisper:
     def _listen(
         self, model: "_WindowedWhisper", stop: StopFlag, pcm: Pcm, language: str, window: Window
     ) -> Transcript:
-        """Return what is said; a loud recording in which the VAD finds nothing is listened to without it."""
+        """Return what is said; a loud recording in which the VAD finds nothing is transcribed without it."""
         whisper = model.listening(stop, window)
         segments, heard_language = self._hear(whisper, pcm, language, vad=self._settings.vad)
         if not segments and self._settings.vad and _loudest_rms(pcm) >= ENERGETIC_RMS:
@@ -167,7 +167,7 @@ class FasterWhisper:
             pcm,
             language=language if language in whisper.supported_languages else None,
             beam_size=self._settings.beam_size,
-            best_of=1,  # at each hotter temperature; Whisper's five take a long note five times as long
+            best_of=1,  # at a higher temperature; Whisper's default of 5 takes five times as long
             temperature=TEMPERATURES,
             compression_ratio_threshold=self._settings.compression_ratio_threshold,
             log_prob_threshold=self._settings.log_prob_threshold,
@@ -198,15 +198,15 @@ class FasterWhisper:
         self._whisper = None
 
 
-class _Stopped(Exception):  # noqa: N818 - no error: leaves faster-whisper's loops
+class _Stopped(Exception):  # noqa: N818 - not an error: it leaves faster-whisper's loops
     pass
 
 
 class _WindowedWhisper(WhisperModel):  # type: ignore[misc]  # the library has no types
-    """faster-whisper, but for the length of what its encoder sees, and for stopping between its steps.
+    """faster-whisper with a variable window of its encoder, and with stops between its steps.
 
     Attributes:
-        retries: stretches that were heard once more with the whole window.
+        retries: how many stretches were transcribed again with the whole window.
     """
 
     def listening(self, stop: StopFlag, window: Window) -> "_WindowedWhisper":
@@ -216,7 +216,7 @@ class _WindowedWhisper(WhisperModel):  # type: ignore[misc]  # the library has n
         return one
 
     def begin(self, stop: StopFlag, window: Window) -> None:
-        """Set what holds for this transcription."""
+        """Set the flag and the window of this transcription."""
         self._stop = stop
         self._window = window
         self._features = self._fitted = np.empty((0, 0), np.float32)
@@ -238,7 +238,7 @@ class _WindowedWhisper(WhisperModel):  # type: ignore[misc]  # the library has n
         quick = replace(
             options,
             temperatures=self._until_stopped(TEMPERATURES[:1]),
-            max_new_tokens=2 * most_tokens - len(prompt),  # of this and the prompt CTranslate2 takes half
+            max_new_tokens=2 * most_tokens - len(prompt),  # CTranslate2 halves the sum of this and the prompt
         )
         outcome = super().generate_with_fallback(encoder_output, prompt, tokenizer, quick)
         result, log_prob, _, compression_ratio = outcome
@@ -256,16 +256,16 @@ class _WindowedWhisper(WhisperModel):  # type: ignore[misc]  # the library has n
         return outcome
 
     def _most_tokens(self, window_s: float) -> int:
-        """Return the number of tokens at which a text is taken for a runaway and cut short.
+        """Return the number of tokens at which a text is cut off as a runaway.
 
-        Scripts other than English's take several tokens a letter: there it is Whisper's own limit.
+        Other languages may take several tokens per letter: for them it is Whisper's own limit.
         """
         if self.model.is_multilingual:
             return int(self.max_length) // 2
         return round(ENGLISH_TOKENS_PER_S * window_s)
 
     def _until_stopped(self, temperatures: Iterable[float]) -> Iterator[float]:
-        """Yield the temperatures; the library tries each in turn, for seconds if the text runs away."""
+        """Yield the temperatures until stopped; each may take seconds if the text runs away."""
         for temperature in temperatures:
             self._raise_if_stopped()
             yield temperature
@@ -276,10 +276,10 @@ class _WindowedWhisper(WhisperModel):  # type: ignore[misc]  # the library has n
 
 
 def fit_window(features: npt.NDArray[np.float32], window_s: Window) -> npt.NDArray[np.float32]:
-    """Return the features as the encoder shall see them: (n_mels, n_frames), 100 frames a second.
+    """Return the features for the encoder: (n_mels, n_frames), 100 frames a second.
 
-    faster-whisper pads the features of a note with zeros to 30 s. Here they are cut to the window and
-    the rest of it is padded with their own minimum, which is what Whisper's features of silence are.
+    faster-whisper pads the features of a note with zeros to 30 s. Here they are cut to the window, and the
+    rest of the window is padded with their minimum, which is how Whisper's features show silence.
     """
     content = int(np.flatnonzero(features.any(axis=0))[-1]) + 1 if features.any() else 0
     following_s = max(SHORTEST_WINDOW_S, content / FRAMES_PER_S + WINDOW_MARGIN_S)
@@ -293,10 +293,11 @@ def fit_window(features: npt.NDArray[np.float32], window_s: Window) -> npt.NDArr
 
 
 def is_repetition(text: str) -> bool:
-    """Return whether the text says a word four times in a row, or a phrase again: what a runaway looks like.
+    """Return whether the text repeats a word or a phrase as a runaway does.
 
-    A phrase of up to three words has to stand there four times, a longer one twice; of a very long one
-    the same eight words are enough. A person who does speak so is heard twice, and understood.
+    A phrase of up to three words must occur four times in a row, a longer one twice; of a very long one, the
+    same eight words are enough. If a person really speaks like this, the note is transcribed twice, which
+    does no harm.
     """
     words = text.lower().split()
     for distance in range(1, len(words)):
@@ -310,10 +311,10 @@ def is_repetition(text: str) -> bool:
 
 
 def choose_device(wanted: Literal["auto", "cpu", "cuda"]) -> Literal["cpu", "cuda"]:
-    """Return where Whisper computes: the GPU if it is wanted and CTranslate2 can use it, else the CPU.
+    """Return where Whisper computes: on the GPU if `wanted` allows it and CTranslate2 can, else on the CPU.
 
     Raises:
-        ModelLoadError: "cuda" is demanded and cannot be used; the text says what is missing.
+        ModelLoadError: "cuda" is set and cannot be used; the text says what is missing.
     """
     if wanted == "cpu":
         return "cpu"

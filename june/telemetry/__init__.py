@@ -1,4 +1,4 @@
-"""Logs, metrics and traces: what june tells of itself, and to nobody what people say."""
+"""Logs, metrics and traces of june's work; none of them holds what people say."""
 
 from importlib import import_module
 
@@ -80,14 +80,14 @@ __all__ = [
 
 
 def open_traces(settings: TelemetrySettings) -> None:
-    """Send spans from now on if the settings name a receiver; only then is OpenTelemetry loaded."""
+    """Load OpenTelemetry and send spans from now on, if the settings name a receiver."""
     if settings.otlp_endpoint:
         traces = import_module("june.telemetry.traces")
         send_spans_to(traces.SpanSender(settings.otlp_endpoint))
 
 
 def close_traces() -> None:
-    """Send the spans that are left and stop; blocks while the receiver hangs, which may be long."""
+    """Send the remaining spans and stop; blocks while the receiver hangs, which may be long."""
     sender = send_spans_to(None)
     if sender is not None:
         sender.close()

@@ -1,11 +1,11 @@
-"""Events, as lines on standard error: for people, or as JSON.
+"""Events as lines on standard error, for people or as JSON.
 
-What people say is personal data: events carry lengths, and texts only under `telemetry.log_content`. Whose
-message it was stands in a line as a keyed hash, and openly only under `telemetry.log_user_ids`. Secrets are
-taken out of the finished line, wherever in it they are: what june holds itself, and what has the form of a
-token. An event at warning or above is shown so many times a minute, and then counted.
+What people say is personal data: events carry its length, and its text only with `telemetry.log_content`. A
+line names a person by a keyed hash, and openly only with `telemetry.log_user_ids`. Secrets are removed from
+the finished line wherever they are in it: june's own secrets, and any text in the form of a token. An event
+at level warning or above is shown a few times a minute; further ones are counted.
 
-What libraries log is an event too, without its text, which may quote anything.
+Records that libraries log become events without their text, which may quote anything.
 """
 
 import hashlib
@@ -29,14 +29,14 @@ from june.sections import TelemetrySettings
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 bound_fields = structlog.contextvars.bound_contextvars
-"""Adds fields to each event that is logged in a block, and in the tasks and jobs that it starts."""
+"""Adds fields to each event that is logged in a block and in the tasks and jobs that the block starts."""
 
 PEOPLE = ("user", "chat")
-"""Fields that name somebody; a private chat has its person's number."""
+"""Fields that name a person; a private chat has the number of its person."""
 
 REDACTED = "[redacted]"
 MIN_SECRET_LENGTH = 8
-"""A shorter secret would be found in half of all lines."""
+"""A shorter secret is not removed, since it would match in half of all lines."""
 TOKEN_SHAPES = re.compile(
     r"(?<!\d)\d{6,12}(?::|%3A)[\w-]{30,}"  # Telegram's
     r"|(?<![\w-])[\w-]{23,28}\.[\w-]{6}\.[\w-]{27,}"  # Discord's
@@ -46,18 +46,18 @@ TOKEN_SHAPES = re.compile(
 REPEATS_PER_MINUTE = 20
 MINUTE_S = 60.0
 MAX_COUNTED = 256
-"""Kinds of events that are counted at a time; beyond it the oldest counts are forgotten."""
+"""Kinds of events that are counted at a time; beyond this, the oldest counts are dropped."""
 
 _hash_key = secrets.token_bytes(16)
 
 
 def configure_logging(settings: TelemetrySettings, secret_values: Iterable[str] = ()) -> None:
-    """Send june's events to standard error in the format and from the level that is set.
+    """Send june's events to standard error in the format and from the level of the settings.
 
     Args:
-        settings: its section.
-        secret_values: what must not stand in any line. They are also the key of `hashed`, which makes its
-            results the same after a restart, and the numbers behind them not to be found by trying all.
+        settings: the section `[telemetry]`.
+        secret_values: texts that no line may hold. They are also the key of `hashed`: hashes stay the same
+            after a restart, and nobody can find the numbers behind them by trying all.
     """
     global _hash_key, _repeats  # noqa: PLW0603 - logging is one for the process
     values = tuple(secret_values)
@@ -66,7 +66,9 @@ def configure_logging(settings: TelemetrySettings, secret_values: Iterable[str] 
     _repeats = Repeats()
     as_console = settings.log_format == "console" or (settings.log_format == "auto" and sys.stderr.isatty())
     renderers: list[structlog.typing.Processor] = (
-        [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]  # no locals
+        [
+            structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+        ]  # without local variables
         if as_console
         else [
             structlog.processors.ExceptionRenderer(
@@ -93,24 +95,24 @@ def configure_logging(settings: TelemetrySettings, secret_values: Iterable[str] 
     root = logging.getLogger()
     root.handlers = [handler for handler in root.handlers if not isinstance(handler, _OfLibraries)]
     root.addHandler(_OfLibraries(with_text=settings.log_content))
-    # It logs each failed try to send spans; june does so once, see traces.py.
+    # It logs every failed try to send spans; june logs an outage once, see traces.py.
     logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
 
 
 def hashed(name: str) -> str:
-    """A chat or user, such as "telegram:123456789", as "telegram:#" and 12 digits of a keyed hash."""
+    """Return a chat or user such as "telegram:123456789" as "telegram:#" and 12 digits of a keyed hash."""
     platform = name.partition(":")[0]
     return f"{platform}:#{hashlib.blake2b(name.encode(), key=_hash_key, digest_size=6).hexdigest()}"
 
 
 def where(error: BaseException) -> str:
-    """Where an unexpected failure was raised, such as "turn.py:42"; its text may quote what people said."""
+    """Return where an error was raised, such as "turn.py:42"; its text may quote what people said."""
     frames = traceback.extract_tb(error.__traceback__)
     return f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
 
 
 def report_repeats(*, is_last: bool = False) -> None:
-    """Log how many events were counted and not shown in minutes that are over; `is_last`: in all."""
+    """Log how many events were not shown in the minutes that are over; `is_last`: in all minutes."""
     for event, count in _repeats.take(is_last=is_last):
         log.info("log.repeated", of=event, count=count)
 
@@ -123,7 +125,7 @@ class _Minute:
 
 
 class Repeats:
-    """The processor that shows each kind of event a few times a minute, and counts the rest."""
+    """The processor that shows each kind of event a few times a minute and counts the rest."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -132,10 +134,10 @@ class Repeats:
         self._over: OrderedDict[str, int] = OrderedDict()
 
     def __call__(self, _: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
-        """The event, if it is to be shown.
+        """Return the event if it is to be shown.
 
         Raises:
-            DropEvent: it is only counted.
+            DropEvent: the event is only counted.
         """
         if event["level"] in {"debug", "info"}:
             return event
@@ -162,7 +164,7 @@ class Repeats:
                 self._over.popitem(last=False)
 
     def take(self, *, is_last: bool) -> list[tuple[str, int]]:
-        """The kinds that were counted and how often, of minutes that are over, or of all."""
+        """Return the kinds of events that were counted, and how often, in the past minutes or in all."""
         with self._lock:
             now_s = self._clock()
             for kind, minute in list(self._minutes.items()):
@@ -183,7 +185,7 @@ def _hash_people(_: object, __: str, event: structlog.typing.EventDict) -> struc
 
 
 def _redact(values: tuple[str, ...]) -> structlog.typing.Processor:
-    """The last processor: the finished line without secrets, in whichever way one was written into it."""
+    """Return the last processor, which removes secrets from the finished line in every form of writing."""
     found = {
         written
         for value in values
@@ -193,7 +195,7 @@ def _redact(values: tuple[str, ...]) -> structlog.typing.Processor:
     pattern = re.compile("|".join(map(re.escape, sorted(found, key=len, reverse=True)))) if found else None
 
     def redact(_: object, __: str, line: structlog.typing.EventDict) -> str:
-        text = str(line)  # a renderer's result, which structlog's type does not tell
+        text = str(line)  # the renderer's result, which structlog types as a dictionary
         if pattern is not None:
             text = pattern.sub(REDACTED, text)
         return TOKEN_SHAPES.sub(REDACTED, text)
@@ -202,7 +204,7 @@ def _redact(values: tuple[str, ...]) -> structlog.typing.Processor:
 
 
 class _OfLibraries(logging.Handler):
-    """Warnings and errors that libraries log, as events."""
+    """Turns warnings and errors that libraries log into events."""
 
     def __init__(self, *, with_text: bool) -> None:
         super().__init__(logging.WARNING)

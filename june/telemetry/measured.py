@@ -1,4 +1,4 @@
-"""What was measured, and whose trace it belongs to: the values that stages make and spans are made of."""
+"""Measurements of stages and the traces they belong to: the values that become spans."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -15,8 +15,8 @@ class Trace:
     Attributes:
         id: 32 hexadecimal digits.
         root_id: the id of its root span, 16 hexadecimal digits.
-        is_sent: whether its spans go to a receiver; this is decided when the message is received.
-        conversation: hash of the message's chat.
+        is_sent: whether its spans go to a receiver, decided when the message is received.
+        conversation: the hash of the message's chat.
     """
 
     id: str
@@ -31,7 +31,7 @@ class Measured:
 
     Attributes:
         begin_s: seconds since 1970.
-        outcome: "ok", or why it ended otherwise.
+        outcome: "ok", or why the work did not succeed.
         is_error: whether it failed; cancelled work did not fail.
     """
 

@@ -1,10 +1,10 @@
-"""One measurement of a stage, for the log, the metrics and the trace at once.
+"""One measurement of a stage serves the log, the metrics and the trace at once.
 
-A message has one trace, made with its row in the inbox and kept there as W3C Trace Context: whoever works on
-the message, in whichever process, follows it. Its root span is only an id until the message's turn has ended.
-Then it is sent, with its receipt as its begin, by the process in which the turn ended: a turn that a crash
-interrupted goes on under the root of its first attempt, and there is never a second root. If june is killed
-for good the stages that were sent remain, without a root.
+A message has one trace. It is made with the message's row in the inbox and kept there as W3C Trace Context,
+so every process that works on the message follows the same trace. The root span is only an id until the
+message's turn has ended. Then the process in which the turn ended sends it, with the message's receipt as its
+beginning: a turn that a crash interrupted continues under the root of its first attempt, and there is never
+a second root. If june is killed and never started again, the stages that were sent remain without a root.
 """
 
 import asyncio
@@ -28,31 +28,31 @@ _sender: Sender | None = None
 
 
 def send_spans_to(sender: Sender | None) -> Sender | None:
-    """Send spans by `sender` from now on, or (None) send none; return what sent them before."""
+    """Send spans with `sender` from now on, or none if it is None; return the previous sender."""
     global _sender
     former, _sender = _sender, sender
     return former
 
 
 def new_trace_context() -> str:
-    """The context of a new trace, as its row keeps it; marked as not sampled if spans are not sent."""
+    """Return the context of a new trace for the message's row, not sampled if spans are not sent."""
     return f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-{_sender is not None:02x}"
 
 
 def trace_id(trace_context: str) -> str:
-    """The trace's id in a row's context; "" if it has none."""
+    """Return the trace id of a row's context; "" if there is none."""
     found = TRACE_CONTEXT.fullmatch(trace_context)
     return found[1] if found else ""
 
 
 @contextmanager
 def following(trace_context: str, *, turn: int, chat: str) -> Iterator[None]:
-    """Let what happens in the block, and in tasks that it starts, belong to a message's trace.
+    """Assign the work in the block, and in the tasks that it starts, to a message's trace.
 
     Args:
-        trace_context: as its row keeps it; "" for none.
-        turn: the message's id in the inbox; it stands in each event, beside the chat and the trace's id;
-            0 for none.
+        trace_context: the context in the message's row; "" for none.
+        turn: the message's id in the inbox, which each event carries beside the chat and the trace's id; 0
+            for none.
         chat: as in `Inbound.chat`; hashed in all that leaves june.
     """
     found = TRACE_CONTEXT.fullmatch(trace_context)
@@ -68,10 +68,10 @@ def following(trace_context: str, *, turn: int, chat: str) -> Iterator[None]:
 
 @contextmanager
 def stage(name: str, timings_s: dict[str, float], **facts: str | float) -> Iterator[Facts]:
-    """Measure the block as one stage: its seconds are added to `timings_s[name]`, whatever its outcome.
+    """Measure the block as one stage and add its seconds to `timings_s[name]`, whatever its outcome.
 
-    The block may add to the facts that it is given. They hold no content: they go wherever the measurement
-    goes.
+    The block may add to the facts that it gets. Facts go wherever the measurement goes, so they must not hold
+    what people say.
     """
     known: Facts = {**facts}
     begin_s, begin = time.time(), time.perf_counter()
@@ -92,7 +92,7 @@ def stage(name: str, timings_s: dict[str, float], **facts: str | float) -> Itera
 
 
 def note_wait(since_s: float) -> None:
-    """Measure that a message waited from a time, in seconds since 1970, to now, when its turn begins."""
+    """Measure the wait of a message from `since_s` (seconds since 1970) to the beginning of its turn, now."""
     seconds = max(time.time() - since_s, 0.0)
     queue_wait_seconds.observe(seconds, _exemplar())
     _send(Measured("queue_wait", since_s, seconds, OK, is_error=False, facts={}))
@@ -101,15 +101,15 @@ def note_wait(since_s: float) -> None:
 def finish_trace(
     received_at_s: float, *, turn_s: float | None, platform: str, outcome: str, error: str = "", **facts: str
 ) -> None:
-    """Measure the turn that ends now, and send the root of its trace.
+    """Measure the turn that ends now, and send the root span of its trace.
 
     Args:
-        received_at_s: when its message was received, seconds since 1970.
-        turn_s: seconds since its turn began, if it answers a recording; else None.
-        platform: of its message.
-        outcome: what became of it.
-        error: why it failed; "": it did not.
-        facts: what else is known of its message.
+        received_at_s: when the message was received, in seconds since 1970.
+        turn_s: seconds since the turn began, if it answers a recording; else None.
+        platform: the chat app of the message.
+        outcome: how the turn ended.
+        error: why the turn failed; "" if it did not.
+        facts: further facts about the message.
     """
     if turn_s is not None:
         turn_seconds.labels(platform, error or OK).observe(turn_s, _exemplar())
@@ -119,7 +119,7 @@ def finish_trace(
 
 
 def _outcome(error: BaseException) -> tuple[str, bool]:
-    """What a stage that raised came to, and whether it is an error."""
+    """Return the outcome of a stage that raised, and whether it counts as an error."""
     match error:
         case StageError():
             return error.code, True

@@ -1,12 +1,12 @@
-"""Spans, sent by OTLP over HTTP in the names of OpenTelemetry's conventions.
+"""Spans, sent with OTLP over HTTP and named by OpenTelemetry's conventions.
 
-A span is made when its work has ended, from what was measured of it. So none is held open in a task, a
-thread or a generator that may be cancelled or abandoned, none carries an exception's text, and what is not
-over when june is killed was never begun. The conventions for models (`gen_ai.*`) are still in development:
-their strings stand here and nowhere else.
+A span is made from its measurement when the work has ended. So no span stays open in a task, thread or
+generator that may be cancelled or abandoned, no span carries an exception's text, and no span is left
+unfinished when june is killed. The conventions for models (`gen_ai.*`) are still in development: their
+strings are in this file only.
 
-A receiver that is away costs no turn anything: spans wait in a queue that is bounded, on the library's own
-thread, and are dropped when it is full.
+A receiver that is down does not slow turns: spans wait in a bounded queue on the library's own thread, and
+are dropped when it is full.
 """
 
 from collections.abc import Iterator, Sequence
@@ -28,7 +28,7 @@ from june.telemetry.metrics import count_error
 
 MAX_WAITING_SPANS = 2048
 SEND_EVERY_S = 1.0
-"""A crash costs the spans of the last second."""
+"""A crash loses the spans of the last second."""
 REQUEST_TIMEOUT_S = 3.0
 
 ROOT = "process"
@@ -39,7 +39,7 @@ NAMES = {
     "tts": "text_to_speech {model}",
     "send": "send {platform}",
 }
-"""Span names by stage; of any other stage, its own."""
+"""Span names by stage; any other stage gives its own name."""
 KINDS = {ROOT: api.SpanKind.CONSUMER, "send": api.SpanKind.PRODUCER}
 FIXED: dict[str, dict[str, AttributeValue]] = {
     ROOT: {"messaging.operation.type": "process"},
@@ -75,7 +75,7 @@ _root: ContextVar[Trace | None] = ContextVar("root", default=None)
 
 
 class _Ids(RandomIdGenerator):
-    """Random ids, but for a root that has its own already."""
+    """Generates random ids, except for a root span, which has its id already."""
 
     def generate_span_id(self) -> int:
         root = _root.get()
@@ -90,14 +90,14 @@ class SpanSender:
     """Sends spans to a receiver.
 
     Args:
-        endpoint: address of the receiver; without a path, OTLP's usual one is meant.
+        endpoint: address of the receiver; without a path, OTLP's default path is added.
     """
 
     def __init__(self, endpoint: str) -> None:
         if urlsplit(endpoint).path in {"", "/"}:
             endpoint = f"{endpoint.rstrip('/')}/v1/traces"
         resource = Resource.create({"service.name": "june", "service.version": __version__})
-        # Its own hook at the interpreter's exit would wait for a receiver that hangs.
+        # The library's own exit hook would wait for a receiver that hangs.
         self._provider = TracerProvider(resource=resource, id_generator=_Ids(), shutdown_on_exit=False)
         exporter = _Exporter(OTLPSpanExporter(endpoint, timeout=REQUEST_TIMEOUT_S))
         self._provider.add_span_processor(
@@ -106,7 +106,7 @@ class SpanSender:
         self._tracer = self._provider.get_tracer("june", __version__)
 
     def send(self, measured: Measured, trace: Trace) -> None:
-        """Have a span sent: the trace's root, or a child of the root."""
+        """Queue a span: the trace's root, or a child of the root."""
         is_root = measured.name == ROOT
         parent = api.SpanContext(
             int(trace.id, 16), int(trace.root_id, 16), is_remote=True, trace_flags=api.TraceFlags(1)
@@ -129,7 +129,7 @@ class SpanSender:
         span.end(round((measured.begin_s + measured.seconds) * 1e9))
 
     def close(self) -> None:
-        """Send what waits, and end; blocks for as long as the receiver hangs."""
+        """Send the queued spans and stop; blocks while the receiver hangs."""
         self._provider.shutdown()
 
 
@@ -151,7 +151,7 @@ def _attributes(measured: Measured, trace: Trace) -> Iterator[tuple[str, Attribu
 
 
 class _Exporter(SpanExporter):
-    """The exporter, whose outages are counted, and told of once."""
+    """Wraps the exporter to count failures and log each outage once."""
 
     def __init__(self, exporter: SpanExporter) -> None:
         self._exporter = exporter
@@ -165,7 +165,9 @@ class _Exporter(SpanExporter):
         if fails != self._fails:
             self._fails = fails
             if fails:
-                log.warning("traces.interrupted", detail="the receiver at telemetry.otlp_endpoint takes none")
+                log.warning(
+                    "traces.interrupted", detail="the receiver at telemetry.otlp_endpoint accepts no spans"
+                )
             else:
                 log.info("traces.resumed")
         return result

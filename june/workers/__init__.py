@@ -1,13 +1,13 @@
-"""The only room that owns threads: one for each model and for the store, and one that watches the loop.
+"""All threads of june: one for each model and for the store, and one that watches the event loop.
 
-A model computes on its own `ModelThread`, so the event loop never waits for it. A model that can work for two
-people at once has two threads on one queue. The queue is bounded. The caller's context variables, the trace
-among them, travel with each job. A generator runs to its end inside the thread, and only its items come out.
-Whoever cancels a job waits until the thread has let go of it, so a cancelled turn leaves nothing running. A
-job may also serve many callers at once, each through a `Channel` of its own.
+A model computes on its own `ModelThread`, so the event loop never waits for it. A model that can serve two
+people at once has two threads on one bounded queue. Each job gets the caller's context variables, which
+include the trace. A generator runs to its end on the thread, and only its items leave the thread. A caller
+that cancels a job waits until the thread has stopped working on it, so a cancelled turn leaves nothing
+running. One job can also serve many callers at once, each through its own `Channel`.
 
-A thread cannot interrupt native code. A job is asked to stop through its `StopFlag`, and stops where it looks
-at the flag or where its library can be interrupted.
+A thread cannot interrupt native code. The `StopFlag` asks a job to stop; the job stops where it checks the
+flag or where its library can be interrupted.
 """
 
 from june.workers.channels import Channel, Mailbox

@@ -1,4 +1,4 @@
-"""From a thread to the event loop: a mailbox that wakes the loop once, and the channels that use it."""
+"""Passing items from a thread to the event loop: a mailbox that wakes the loop once, and its channels."""
 
 import asyncio
 from collections import deque
@@ -12,9 +12,9 @@ T = TypeVar("T")
 
 
 class Mailbox:
-    """What a thread has for the event loop, handed over at one wake-up; made on the event loop.
+    """Collects calls from a thread and makes them on the event loop in one wake-up; created on the loop.
 
-    Each wake-up takes a core, for some 0.1 ms, from a thread that computes on all of them.
+    Each wake-up takes a core for about 0.1 ms from a thread that computes on all cores.
     """
 
     def __init__(self) -> None:
@@ -22,11 +22,11 @@ class Mailbox:
         self._calls: deque[Callable[[], None]] = deque()
 
     def add(self, call: Callable[[], None]) -> None:
-        """Have something called on the loop after the next `flush`; on any thread."""
+        """Schedule a call on the loop after the next `flush`; may be called on any thread."""
         self._calls.append(call)
 
     def flush(self) -> None:
-        """Wake the loop, if there is anything for it; on any thread."""
+        """Wake the loop if there are calls for it; may be called on any thread."""
         if self._calls:
             self._loop.call_soon_threadsafe(self._deliver)
 
@@ -36,15 +36,15 @@ class Mailbox:
 
 
 class Channel(Generic[T]):
-    """Items that a thread posts and one coroutine reads, in order; made on the event loop.
+    """Items that a thread posts and one coroutine reads, in order; created on the event loop.
 
-    Nothing bounds how far the thread runs ahead: it posts only what is bounded in itself.
+    The channel does not limit how far the thread runs ahead: the thread must post a bounded number of items.
 
     Args:
-        mailbox: takes items and end to the loop; whoever posts flushes it.
+        mailbox: carries the items and the end to the loop; the thread that posts must flush it.
 
     Attributes:
-        stop: set when nobody reads any more; the thread then calls `end` as soon as it can.
+        stop: set when the reader has left; the thread then calls `end` as soon as it can.
     """
 
     def __init__(self, mailbox: Mailbox) -> None:
@@ -54,11 +54,11 @@ class Channel(Generic[T]):
         self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def post(self, item: T) -> None:
-        """Hand over an item, which is never None; on any thread."""
+        """Post an item, which must not be None; may be called on any thread."""
         self._mailbox.add(partial(self._items.put_nowait, item))
 
     def end(self, error: BaseException | None = None) -> None:
-        """Let the reader return after the last item, or raise `error`; on any thread, first come."""
+        """Let the reader return after the last item, or raise `error`; the first call counts. Any thread."""
         self._mailbox.add(partial(self._end, error))
 
     def _end(self, error: BaseException | None) -> None:
@@ -71,10 +71,10 @@ class Channel(Generic[T]):
         self._items.put_nowait(None)
 
     async def read(self) -> AsyncGenerator[T, None]:
-        """The items; closing the generator sets `stop` and waits for `end`.
+        """Yield the items; closing the generator sets `stop` and waits for `end`.
 
         Raises:
-            BaseException: what `end` was called with.
+            BaseException: the error that `end` was called with.
         """
         try:
             while (item := await self._items.get()) is not None:

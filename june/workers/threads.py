@@ -1,4 +1,4 @@
-"""Threads: one for each model and for the store, one beside another thread, and one for a single try."""
+"""Threads for models and the store, threads that assist another thread, and threads for a single call."""
 
 import asyncio
 import queue
@@ -19,7 +19,7 @@ MAX_ITEMS = 256
 
 
 class StopFlag:
-    """Set when nobody wants a job's result any more."""
+    """Set when a job's result is no longer needed."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -27,18 +27,18 @@ class StopFlag:
         self._interrupts: list[Callable[[], object]] = []
 
     def is_set(self) -> bool:
-        """Whether the job should stop."""
+        """Return whether the job should stop."""
         return self._is_set
 
     def set(self) -> None:
-        """Ask the job to stop, and interrupt the library call it is in."""
+        """Ask the job to stop, and interrupt the library call that it is in."""
         with self._lock:
             self._is_set = True
             for interrupt in self._interrupts:
                 interrupt()
 
     def add_interrupt(self, interrupt: Callable[[], object]) -> None:
-        """Call `interrupt` when the flag is set, or at once if it is."""
+        """Call `interrupt` when the flag is set, or at once if it is set already."""
         with self._lock:
             self._interrupts.append(interrupt)
             if self._is_set:
@@ -46,7 +46,7 @@ class StopFlag:
 
     @contextmanager
     def interrupts(self, interrupt: Callable[[], object]) -> Iterator[None]:
-        """`add_interrupt`, for the block."""
+        """Call `interrupt` when the flag is set while the block runs."""
         self.add_interrupt(interrupt)
         try:
             yield
@@ -56,12 +56,12 @@ class StopFlag:
 
 
 class ModelThread:
-    """One thread that runs one job after the other, or a few that share the queue.
+    """One thread that runs one job after another, or a few threads that share one queue.
 
     Args:
-        stage: the stage its jobs belong to; names the thread and its errors.
-        max_jobs: jobs that may wait; one more is refused with the code "busy".
-        threads: jobs that run at a time, for a model that can.
+        stage: the stage of its jobs; names the thread and its errors.
+        max_jobs: how many jobs may wait; one more is refused with the code "busy".
+        threads: how many jobs run at a time, for a model that supports it.
     """
 
     def __init__(self, stage: Stage, *, max_jobs: int = MAX_JOBS, threads: int = 1) -> None:
@@ -80,24 +80,24 @@ class ModelThread:
     def _work(self, ended: Future[None]) -> None:
         while (job := self._jobs.get()) is not None:
             job()
-            del job  # what it holds, such as a recording, would stay until the next one comes
+            del job  # its data, such as a recording, would stay in memory until the next job
         ended.set_result(None)
 
     async def run(
         self, function: Callable[Concatenate[StopFlag, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
-        """The result of `function(stop, …)`, computed on the thread.
+        """Compute `function(stop, …)` on the thread and return its result.
 
         If the caller is cancelled, the flag is set, the caller waits for the function to return, and
         `CancelledError` is raised again; a job that has not begun is dropped.
 
         Raises:
-            StageError: too many jobs wait already (code "busy"); or whatever `function` raises.
+            StageError: too many jobs wait (code "busy"). `function` may raise further errors.
             RuntimeError: the thread is closed.
         """
         if self._is_closed:
             raise RuntimeError(f"june-{self._stage} is closed")
-        if self._jobs.qsize() >= self._max_jobs:  # jobs come only from the event loop: no race
+        if self._jobs.qsize() >= self._max_jobs:  # only the event loop adds jobs, so there is no race
             raise StageError(self._stage, "busy", f"{self._max_jobs} jobs wait for {self._stage} already")
         outcome: Future[T] = Future()
         stop = StopFlag()
@@ -108,11 +108,11 @@ class ModelThread:
                 return
             try:
                 result = context.run(function, stop, *args, **kwargs)
-            except StopIteration as error:  # a future cannot carry it: the caller would wait for ever
+            except StopIteration as error:  # a future cannot hold it, and the caller would wait for ever
                 failure = RuntimeError("StopIteration")
                 failure.__cause__ = error
                 outcome.set_exception(failure)
-            except BaseException as error:  # handed on to the caller, whatever it is
+            except BaseException as error:  # the caller gets every error
                 outcome.set_exception(error)
             else:
                 outcome.set_result(result)
@@ -133,13 +133,13 @@ class ModelThread:
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> AsyncGenerator[T, None]:
-        """The items of the generator `function(stop, …)`, which runs to its end on the thread.
+        """Run the generator `function(stop, …)` on the thread and yield its items.
 
-        Items are never None. The thread runs at most `MAX_ITEMS` ahead of the reader. Closing the
-        stream stops the generator and waits until the thread has let go of it.
+        Items are never None. The thread runs at most `MAX_ITEMS` ahead of the reader. Closing the stream
+        stops the generator and waits until the thread has left it.
 
         Raises:
-            StageError: too many jobs wait already (code "busy"); or whatever `function` raises.
+            StageError: too many jobs wait (code "busy"). `function` may raise further errors.
         """
         loop = asyncio.get_running_loop()
         items: asyncio.Queue[T | None] = asyncio.Queue()
@@ -167,7 +167,7 @@ class ModelThread:
             await settled(producer)
 
     async def close(self) -> None:
-        """Let the thread finish what is queued, and end it."""
+        """Let the thread finish the queued jobs, and end it."""
         self._is_closed = True
         for _ in self._threads:
             self._jobs.put(None)
@@ -177,9 +177,9 @@ class ModelThread:
 
 
 async def run_aside(function: Callable[Concatenate[StopFlag, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Return what `function(stop, …)` returns, computed on a thread that is there for this call only.
+    """Compute `function(stop, …)` on a thread of its own and return its result; see `ModelThread.run`.
 
-    For what happens seldom and takes long, such as hashing a file; see `ModelThread.run`.
+    Use it for rare, long work such as hashing a file.
     """
     thread = ModelThread("load")
     try:
@@ -189,12 +189,12 @@ async def run_aside(function: Callable[Concatenate[StopFlag, P], T], *args: P.ar
 
 
 class SideThread:
-    """One thread for what another thread shall not wait for, such as writing a file; one job at a time.
+    """A thread for work that another thread must not wait for, such as writing a file; one job at a time.
 
-    Its owner is one thread, which need not be the event loop's.
+    One thread owns it, which need not be the event loop's thread.
 
     Args:
-        name: the thread's.
+        name: the name of the thread.
     """
 
     def __init__(self, name: str) -> None:
@@ -208,33 +208,33 @@ class SideThread:
             job, outcome = item
             try:
                 job()
-            except BaseException as error:  # handed on to whoever waits, whatever it is
+            except BaseException as error:  # the thread that waits gets every error
                 outcome.set_exception(error)
             else:
                 outcome.set_result(None)
-            del item, job, outcome  # what they hold would stay until the next one comes
+            del item, job, outcome  # their data would stay in memory until the next job
 
     def run(self, job: Callable[[], None]) -> None:
-        """Begin a job; waits for the one before, and raises what that raised."""
+        """Begin a job, after waiting for the previous one; raises the error of the previous job."""
         self.wait()
         self._last = Future()
         self._jobs.put((job, self._last))
 
     def wait(self) -> None:
-        """Return when no job is at work; raises what the last one raised."""
+        """Return when no job runs; raises the error of the last job."""
         last, self._last = self._last, None
         if last is not None:
             last.result()
 
     def close(self) -> None:
-        """Let the job that is at work end, and the thread with it; raises what the job raised."""
+        """Wait for the running job and end the thread; raises the job's error."""
         self._jobs.put(None)
         self._thread.join()
         self.wait()
 
 
 async def settled(future: asyncio.Future[T]) -> None:
-    """Return when the future is done; a cancellation meanwhile is raised then, and not before."""
+    """Return when the future is done; a cancellation in the meantime is raised only then."""
     cancelled = False
     while not future.done():
         try:
@@ -248,19 +248,19 @@ async def settled(future: asyncio.Future[T]) -> None:
 
 
 async def try_for(limit_s: float, function: Callable[[], object]) -> bool:
-    """Whether the function, which is called on a thread of its own, returned within the time.
+    """Call the function on a thread of its own and return whether it ended within the time.
 
-    If it did not, it is left behind, and does not keep the process from ending.
+    A function that takes longer is abandoned; it does not keep the process from ending.
 
     Raises:
-        BaseException: what the function raised within the time.
+        BaseException: the error that the function raised within the time.
     """
     outcome: Future[None] = Future()
 
     def work() -> None:
         try:
             function()
-        except BaseException as error:  # handed on to the caller, whatever it is
+        except BaseException as error:  # the caller gets every error
             outcome.set_exception(error)
         else:
             outcome.set_result(None)

@@ -1,4 +1,4 @@
-"""The event loop under watch: how late it is, and what happens when it stands still."""
+"""Watching the event loop: how late it is, and what happens when it stalls."""
 
 import asyncio
 import faulthandler
@@ -15,17 +15,17 @@ from june.workers.threads import settled
 LAG_SAMPLE_S = 0.1
 STDERR = 2
 LOOKS = 4
-"""How often the watchdog looks in the time that the loop may stand still."""
+"""How many times the watchdog checks the loop within the time limit."""
 STANDSTILL_STATUS = 70
-"""Exit status after the event loop stood still: EX_SOFTWARE of sysexits.h."""
+"""Exit status after the event loop stalled: EX_SOFTWARE of sysexits.h."""
 
 
 @contextmanager
 def short_collections() -> Iterator[None]:
-    """Leave what stands now out of the garbage collector's passes.
+    """Exclude the objects that exist now from garbage collection.
 
-    It is libraries and models, 260,000 objects that never become garbage. A full pass over them held every
-    thread up for 0.19 s, in the midst of somebody's turn.
+    They are libraries and models: 260,000 objects that never become garbage. A full collection over them
+    stopped all threads for 0.19 s, in the middle of a turn.
     """
     gc.freeze()
     try:
@@ -36,17 +36,16 @@ def short_collections() -> Iterator[None]:
 
 @asynccontextmanager
 async def watched_loop(limit_s: float) -> AsyncIterator[None]:
-    """Sample how late the event loop is, and guard it against standing still, for as long as the block lasts.
+    """Measure how late the event loop is, and act if it stalls, while the block runs.
 
-    When the loop has stood still for the time, the stacks of all threads go to standard error: that of the
-    main thread names the line that blocks. When it has for twice the time, the process ends with
-    `STANDSTILL_STATUS`, so that whoever started june starts it again; so it does not when the whole process
-    was halted meanwhile. Code that keeps Python's own lock, such as a search with a bad regular expression,
-    keeps the watchdog from looking too: after four times the time the stacks are shown all the same, and the
-    process ends with status 1.
+    When the loop has stalled for the limit, the stacks of all threads go to standard error; the main thread's
+    stack names the line that blocks. After twice the limit, the process ends with `STANDSTILL_STATUS`, so
+    that its supervisor starts june again, unless the whole process was suspended in the meantime. Code that
+    holds Python's global lock, such as a search with a bad regular expression, stops the watchdog too: after
+    four times the limit, the stacks are shown nevertheless, and the process ends with status 1.
 
     Args:
-        limit_s: how long the loop may stand still, seconds; 0: for ever.
+        limit_s: how long the loop may stall, in seconds; 0: for ever.
     """
     watchdog = _Watchdog(limit_s) if limit_s else None
     sampling = asyncio.create_task(_sample(watchdog, limit_s))
@@ -80,7 +79,7 @@ class _Watchdog:
         self._thread.start()
 
     def pat(self) -> None:
-        """The loop runs."""
+        """Note that the loop runs."""
         self._pats += 1
 
     def close(self) -> None:
@@ -93,9 +92,9 @@ class _Watchdog:
         while not self._ended.wait(self._limit_s / LOOKS):
             looks = looks + 1 if self._pats == seen else 0
             seen = self._pats
-            if looks == 0:  # by a thread of C, which needs no lock of Python's
+            if looks == 0:  # a C thread, which does not need Python's lock
                 faulthandler.dump_traceback_later(4 * self._limit_s, exit=True, file=STDERR)
-            elif looks == LOOKS:  # no event: whoever blocks the loop may hold the log's lock
+            elif looks == LOOKS:  # not an event, since the code that blocks the loop may hold the log's lock
                 faulthandler.dump_traceback(STDERR)
             elif looks == 2 * LOOKS:
                 os._exit(STANDSTILL_STATUS)

@@ -1,4 +1,4 @@
-"""`openapi.yaml` and the server say the same."""
+"""Promises that `openapi.yaml` and the server agree."""
 
 import asyncio
 import re

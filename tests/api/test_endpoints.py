@@ -259,7 +259,7 @@ STATUSES = ("NEW", "PROCESSING", "RESPONDED", "FORWARDED", "SENT", "ERROR", "TIM
 @pytest.mark.parametrize("nature", ALLOWED)
 async def test_a_status_is_set_only_as_the_state_machine_allows(office: Office, nature: str) -> None:
     async def message_in(status: str) -> int | None:
-        """A message that has come to this status; None: none can."""
+        """Return the id of a message in this status; None: no message can reach it."""
         if nature == "queued":
             message_id = (await office.arrive("Something"))[0].id
         else:
@@ -317,7 +317,7 @@ async def test_a_message_reaches_the_owner_or_someone_with_access_and_nobody_els
 
 
 async def ask(office: Office, **body: Any) -> int:
-    """A question to the owner that was delivered; its id."""
+    """Send a question to the owner, deliver it, and return its id."""
     question = {"to": "owner", "text": "Shall I?", "wait_for_reply": True, "kind": "clarification", **body}
     asked = await office.client.post("/v1/messages", question)
     await office.deliver()

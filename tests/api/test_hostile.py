@@ -1,4 +1,4 @@
-"""The API against whoever has no token, and against bodies and queries that mean harm."""
+"""The API against clients without a token, and against malicious bodies and queries."""
 
 import asyncio
 import io
@@ -34,7 +34,7 @@ PATHS = [
 
 @pytest.fixture(scope="module")
 async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Office]:
-    """For what changes nothing."""
+    """Open an API for tests that do not change it."""
     async with Office(tmp_path_factory.mktemp("api")) as opened:
         yield opened
 
@@ -127,7 +127,7 @@ async def test_a_port_that_is_taken_is_one_sentence(office: Office, tmp_path: Pa
 
 
 async def test_a_page_elsewhere_cannot_write(office: Office) -> None:
-    """Browsers send these types across origins without asking first."""
+    """Browsers send these types to other origins without a preflight request."""
     body = json.dumps({"to": "owner", "text": "From a page"})
     for content_type in (
         "text/plain",

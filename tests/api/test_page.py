@@ -42,7 +42,7 @@ HOSTILE = (
 
 @pytest.fixture(scope="module")
 async def browser() -> AsyncIterator[Browser]:
-    """Chromium, which asks nobody for anything."""
+    """Open Chromium without any requests of its own."""
     expect.set_options(timeout=20_000)
     silent = ("background-networking", "component-update", "sync", "gpu")
     async with async_playwright() as playwright:
@@ -62,7 +62,7 @@ async def office(tmp_path: Path) -> AsyncIterator[Office]:
 
 @dataclass
 class Visit:
-    """The page, and what it did."""
+    """The page, and its requests and errors."""
 
     page: Page
     url: str
@@ -70,20 +70,20 @@ class Visit:
     faults: list[str] = field(default_factory=list)
 
     async def unlock(self, token: str = TOKEN) -> None:
-        """Give the token."""
+        """Enter the token."""
         await self.page.get_by_label("Token").fill(token)
         await self.page.get_by_role("button", name="Unlock").click()
 
     async def live(self) -> None:
-        """Wait until what is known is shown."""
+        """Wait until the page shows all that june knows."""
         await expect(self.page.locator("#link")).to_have_text("live")
 
     def card(self, text: str) -> Locator:
-        """The card of the queue that shows this."""
+        """Return the card of the queue that shows a text."""
         return self.page.locator(".card", has_text=text)
 
     async def overflow(self) -> int:
-        """By how many pixels the page is wider than its window."""
+        """Return by how many pixels the page is wider than its window."""
         return int(await self.page.evaluate("document.documentElement.scrollWidth - innerWidth"))
 
 
@@ -95,7 +95,7 @@ async def visiting(
     size: ViewportSize = WIDE,
     scheme: Literal["light", "dark"] = "light",
 ) -> AsyncIterator[Visit]:
-    """A visit, in whose end the page asked nobody but june, told nobody the token and broke no rule."""
+    """Open the page; at the end check that it asked only june, leaked no token and broke no rule."""
     context = await browser.new_context(viewport=size, color_scheme=scheme)
     page = await context.new_page()
     page.set_default_timeout(20_000)
@@ -116,7 +116,7 @@ async def visiting(
 
 @asynccontextmanager
 async def desk(browser: Browser, office: Office, *, size: ViewportSize = WIDE) -> AsyncIterator[Visit]:
-    """A visit of the owner, who has given the token."""
+    """Open the page as the owner, with the token entered."""
     async with visiting(browser, office.port, size=size) as visit:
         await visit.unlock()
         await visit.live()
@@ -124,7 +124,7 @@ async def desk(browser: Browser, office: Office, *, size: ViewportSize = WIDE) -
 
 
 async def answered(office: Office, said: str, answer: str) -> Received:
-    """A voice message that june answered with its text and its voice."""
+    """Receive a voice message and answer it with text and voice."""
     (received,) = await office.arrive("", kind="voice", route="assistant")
     await office.store.inbox.claim(exclude_chats=(), lease_s=60)
     await office.store.inbox.note_transcript(received.id, Transcript(said, "en", 3.0))
@@ -167,7 +167,7 @@ async def test_without_a_token_the_page_opens_on_this_machine(browser: Browser, 
     async with Office(tmp_path) as office, visiting(browser, office.port) as visit:
         await visit.live()
         await expect(visit.page.get_by_text("Nothing waits.")).to_be_visible()
-        await expect(visit.page.get_by_text("Nothing was said yet.")).to_be_visible()
+        await expect(visit.page.get_by_text("Nothing has been said yet.")).to_be_visible()
         await expect(visit.page.get_by_role("button", name="Lock")).to_be_hidden()
 
 
@@ -291,7 +291,7 @@ async def test_an_answer_that_a_program_forestalls_is_kept_and_said_so(
         await expect(card).to_contain_text("in work")
         await card.get_by_role("button", name="Send").click()
         await expect(card.get_by_role("alert")).to_have_text(
-            "A program has taken this message, or june answers it itself."
+            "A program has claimed this message, or june is answering it."
         )
         assert await card.get_by_role("textbox").input_value() == "I am"
         await office.client.post(f"/v1/messages/{arrived.id}/fail", {"retry": True})
@@ -332,7 +332,7 @@ async def test_the_page_comes_back_with_june_and_has_missed_nothing(browser: Bro
             visit = await stack.enter_async_context(visiting(browser, port))
             await visit.unlock()
             await visit.live()
-        await expect(visit.page.locator("#link")).to_have_text("june is gone; connecting again")
+        await expect(visit.page.locator("#link")).to_have_text("june is out of reach; reconnecting")
         async with Office(tmp_path) as office:  # elsewhere
             await office.arrive("in between")
         await stack.enter_async_context(Office(tmp_path, api=ApiSettings(port=port, token=token)))
@@ -350,9 +350,7 @@ async def test_a_token_that_was_changed_locks_the_page(browser: Browser, tmp_pat
             await visit.live()
         changed = ApiSettings(port=port, token=SecretStr("another"))
         await stack.enter_async_context(Office(tmp_path, api=changed))
-        await expect(visit.page.get_by_role("alert").first).to_have_text(
-            "june does not accept that token any more."
-        )
+        await expect(visit.page.get_by_role("alert").first).to_have_text("june no longer accepts that token.")
 
 
 async def test_the_pages_files_are_public_and_strict_and_nothing_else_is(office: Office) -> None:

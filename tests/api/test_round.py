@@ -1,4 +1,4 @@
-"""The whole round: june as people run it, a program that speaks HTTP, and Telegram."""
+"""The whole way of a message: june as people run it, a program that uses HTTP, and Telegram."""
 
 import asyncio
 import json
@@ -32,12 +32,12 @@ async def port_of(june: Program) -> int:
 
 
 def says(text: str) -> Any:
-    """Whether a call shows this text in a chat."""
+    """Return a predicate: whether a call shows this text in a chat."""
     return lambda call: call.ok and call.method == "sendMessage" and visible_telegram(call.text) == text
 
 
 async def curl(port: int, method: str, path: str, body: Any = None, *options: str) -> tuple[int, Any]:
-    """What curl prints: the status, and the JSON."""
+    """Run curl and return the status and the JSON."""
     content = ["-H", "Content-Type: application/json", "-d", json.dumps(body)] if body is not None else []
     process = await asyncio.create_subprocess_exec(
         *("curl", "--silent", "--show-error", "-X", method, "-w", "\n%{http_code}", *options, *content),
@@ -105,7 +105,7 @@ async def test_a_program_asks_and_hears_and_people_are_forwarded_with_the_real_m
 
 
 async def asks(server: TelegramServer, client: Client, stt: FasterWhisper, settings: Settings) -> None:
-    """A question is written, spoken, and answered by Telegram's reply to it."""
+    """Check that a question is written, spoken, and answered by a reply on Telegram."""
     body = {
         "to": "owner",
         "text": "Shall I paint the door yellow?",
@@ -134,7 +134,7 @@ async def asks(server: TelegramServer, client: Client, stt: FasterWhisper, setti
 async def hears(
     server: TelegramServer, client: Client, stt: FasterWhisper, settings: Settings, question: Question
 ) -> None:
-    """A voice note comes with its transcript and its recording."""
+    """Check that a voice note reaches a program with its transcript and its recording."""
     server.push_file("voice", question.audio)
     last = "0"
     async with asyncio.timeout(60):
@@ -152,7 +152,7 @@ async def hears(
 
 
 async def forwards(server: TelegramServer, client: Client, question: Question) -> None:
-    """What someone else says comes to the owner with their name, and the owner's reply goes back."""
+    """Check that the owner gets another person's message with their name, and that the reply goes back."""
     asked = server.push_file("voice", question.audio, user=BERT)
     passed_on = await server.wait_for(
         lambda call: (

@@ -1,4 +1,4 @@
-"""From a voice message's arrival to its answer's, through a Bot API server on loopback.
+"""Measures a voice message's way to its answer, through a Bot API server on loopback.
 
     .venv/bin/python -m tests.bench.chat
 
@@ -25,7 +25,7 @@ ANSWER_TOKENS = 40
 
 
 async def measure() -> dict[str, object]:
-    """The figures."""
+    """Measure and print the figures."""
     questions = load_questions()
     async with TelegramServer() as server:
         people = [ALICE + person for person in range(PEOPLE)]
@@ -82,12 +82,12 @@ async def measure() -> dict[str, object]:
 
 
 def finished(june: Program) -> list[dict[str, Any]]:
-    """What june logged of its turns."""
+    """Return the events of june's turns."""
     return [event for event in june.events if event["event"] == "turn.finished"]
 
 
 async def forget(server: TelegramServer, people: list[int]) -> None:
-    """Each has said nothing yet."""
+    """Reset the conversation of each person."""
     for person in people:
         asked = server.push("/reset", user=person)
 
@@ -98,13 +98,13 @@ async def forget(server: TelegramServer, people: list[int]) -> None:
 
 
 def ask(server: TelegramServer, questions: tuple[Question, ...], person: int, number: int) -> int:
-    """Someone speaks; the message's id."""
+    """Send a voice message and return its id."""
     recording = questions[number % len(questions)].audio
     return server.push_file("voice", recording, user=person, file={"duration": 6})
 
 
 async def answered_s(server: TelegramServer, person: int, asked: int) -> float:
-    """Seconds until the voice had arrived that answers the message, in its sender's chat."""
+    """Return the seconds until the voice that answers a message arrived in the sender's chat."""
 
     def is_answer(call: Call) -> bool:
         return call.ok and call.method == "sendVoice" and (call.chat, call.reply_to) == (person, asked)

@@ -1,4 +1,4 @@
-"""The bench: its arithmetic, its stand-in model, and one whole run of the command."""
+"""The benchmarks: their arithmetic, the stand-in model, and one whole run of the command."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""`python -m june check`: what is well, and what helps where something is not."""
+"""`python -m june check`: its findings and their remedies."""
 
 import _ctypes
 import asyncio
@@ -36,13 +36,13 @@ WRONG_TOKEN = "987654321:AAH-another-token-nobody-made"  # noqa: S105 (of nobody
 
 
 def check(*arguments: str | Path) -> tuple[int, list[str]]:
-    """Exit status and lines of output."""
+    """Return the exit status and the lines of output."""
     result = CliRunner().invoke(app, ["check", *map(str, arguments)])
     return result.exit_code, result.output.splitlines()
 
 
 def findings(*arguments: str | Path) -> tuple[int, dict[str, Any]]:
-    """Exit status, and what was found by name."""
+    """Return the exit status and the findings by name."""
     status, lines = check("--json", *arguments)
     (line,) = lines
     told = json.loads(line)
@@ -65,7 +65,7 @@ def test_it_says_which_kernels_compute(
 
 def test_it_says_when_no_kernel_runs_here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hardware, "cpu_flags", lambda: frozenset({"sse2"}))
-    assert machine.own_kernels() == Finding("kernels", "ok", "june's own that this CPU runs: none")
+    assert machine.own_kernels() == Finding("kernels", "ok", "june's own kernels for this CPU: none")
 
 
 def test_on_this_machine_june_can_start(settings_file: Path) -> None:
@@ -82,7 +82,7 @@ def test_on_this_machine_june_can_start(settings_file: Path) -> None:
 
 
 def checked_turn(settings_file: Path) -> tuple[int, dict[str, Any]]:
-    """Exit status, and what was found of a turn by its stage."""
+    """Return the exit status and the findings on a turn by stage."""
     child = subprocess.run(
         [sys.executable, "-m", "june", "check", "--turn", "--json", "--settings", settings_file],
         capture_output=True,
@@ -349,7 +349,7 @@ def test_a_token_is_looked_at_before_anybody_is_asked(app_name: str, token: str,
 
 
 async def online(folder: Path, **sections: dict[str, Any]) -> tuple[int, dict[str, Any], str]:
-    """What `check --online` says of these settings, by name with the later of a name, and all of it."""
+    """Return the exit status of `check --online`, the last finding of each name, and the whole output."""
     file = write_settings(folder, **sections)
     command = (sys.executable, "-m", "june", "check", "--online", "--json", "--settings", str(file))
     child = await asyncio.create_subprocess_exec(

@@ -83,14 +83,14 @@ def test_json_that_is_cut_off_is_no_answer(settings_file: Path, tmp_path: Path) 
     schema.write_text('{"type": "array", "items": {"type": "string", "minLength": 300}, "minItems": 2}')
     child = ask("--text", "Tell me a story.", "--schema", schema, settings_file=settings_file)
     assert (child.returncode, child.stdout) == (2, "")
-    assert "no whole JSON within 40 tokens" in child.stderr.splitlines()[-1]
+    assert "The JSON did not end within 40 tokens" in child.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize(
     ("schema", "told"),
     [
-        ("{", "is no JSON"),
-        ("[]", "holds no object"),
+        ("{", "is not JSON"),
+        ("[]", "expected an object"),
         ('{"type": "string", "pattern": "a"}', "has pattern, which cannot be kept"),
     ],
 )
@@ -120,7 +120,7 @@ def test_silence_is_answered_in_writing(settings_file: Path, tmp_path: Path) -> 
 
 @pytest.fixture(scope="module")
 def no_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Settings with which every model is missing: a complaint about them would come too early."""
+    """Return settings for which every model is missing, so that a command that loads one fails."""
     file = tmp_path_factory.mktemp("no models") / "settings.toml"
     file.write_text('[models]\ndirectory = "nowhere"\npreset = "starter"\n')
     return file
@@ -170,7 +170,7 @@ def test_what_cannot_be_done_is_told_in_one_sentence(
 
 
 def complaint(child: subprocess.CompletedProcess[str]) -> str:
-    """The one line on standard error that is all a refused command prints."""
+    """Check that a command is refused and return its only output, one line on standard error."""
     assert child.returncode == 2
     assert child.stdout == ""
     (line,) = child.stderr.splitlines()

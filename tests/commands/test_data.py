@@ -1,4 +1,4 @@
-"""`python -m june data`, run as its owner runs it, on real files, whole, damaged and at work."""
+"""`python -m june data`, run as its owner runs it, on real files: sound, damaged and in use."""
 
 import asyncio
 import json
@@ -32,7 +32,7 @@ GROUP = "telegram:-100"
 
 @dataclass
 class Cabinet:
-    """A folder with a file of messages, and the commands that look after it."""
+    """A folder with a file of messages, and the commands on it."""
 
     folder: Path
     clock: Clock
@@ -52,7 +52,7 @@ class Cabinet:
         asyncio.run(run())
 
     def run(self, *arguments: str | Path) -> Result:
-        """What a command does."""
+        """Run a command and return its result."""
         settings = self.folder / "settings.toml"
         settings.write_text(
             '[store]\npath = "june.db"\n[chat]\nhistory_messages = 2\n[llm.llama_cpp]\nstate_dir = "states"\n'
@@ -60,13 +60,13 @@ class Cabinet:
         return CliRunner().invoke(app, [*map(str, arguments), "--settings", str(settings)])
 
     def done(self, *arguments: str | Path) -> str:
-        """What a command prints that does what it is asked."""
+        """Run a command, check that it succeeds, and return its output."""
         result = self.run(*arguments)
         assert result.exit_code == 0, result.exception or result.stdout
         return result.stdout
 
     def refused(self, *arguments: str | Path) -> str:
-        """The sentence with which a command refuses."""
+        """Run a command, check that it refuses, and return its sentence."""
         error = self.run(*arguments).exception
         assert isinstance(error, JuneError)
         return str(error)
@@ -80,7 +80,7 @@ def cabinet(tmp_path: Path) -> Cabinet:
 
 
 async def a_day(store: Store) -> None:
-    """Two conversations, a recording, settings and a guest."""
+    """Fill the file with two conversations, a recording, settings and a guest."""
     for number, chat in enumerate((ANNA, BERT, ANNA)):
         await answer(store, number, chat)
     await store.outbox.enqueue([Outbound(ANNA, "voice", "spoken", VOICE)])
@@ -89,7 +89,7 @@ async def a_day(store: Store) -> None:
 
 
 async def answer(store: Store, number: int, chat: str = ANNA) -> None:
-    """A question and its answer, sent."""
+    """Receive a question and send its answer."""
     await receive(store, inbound(number, chat, f"question {number}"))
     claimed = await claim(store)
     await store.inbox.finish(
@@ -100,14 +100,14 @@ async def answer(store: Store, number: int, chat: str = ANNA) -> None:
 
 
 def rows(path: Path) -> dict[str, list[tuple[Any, ...]]]:
-    """Everything in a file, by table."""
+    """Return everything in a file, by table."""
     with closing(sqlite3.connect(path)) as connection:
         tables = [row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
         return {table: connection.execute(f"SELECT * FROM {table}").fetchall() for table in tables}  # noqa: S608
 
 
 def names(folder: Path) -> set[str]:
-    """What stands in a folder, but for settings, the lock and the empty log that readers leave."""
+    """Return a folder's contents except for the settings, the lock and the empty log that readers leave."""
     ours = {"settings.toml", "june.db.lock", "june.db-wal", "june.db-shm"}
     return {file.name for file in folder.iterdir()} - ours
 
@@ -211,7 +211,7 @@ def test_a_file_is_restored_where_there_is_none(cabinet: Cabinet) -> None:
 
 
 def leave_a_log(cabinet: Cabinet) -> None:
-    """Kill june with a committed message that stands in the log alone."""
+    """Kill june with a committed message that is only in the log."""
     code = (
         "import asyncio, os, sys\nfrom pathlib import Path\nfrom june.store import open_store\n"
         "from tests.stored import reply\n"
@@ -403,7 +403,7 @@ def test_prune_deletes_what_the_model_kept_of_the_old_and_of_who_lost_a_message(
 
 @pytest.mark.parametrize("age", ["90", "d", "soon", "-3d", "", "0d"])
 def test_an_age_that_is_none_is_said_to_be_so(cabinet: Cabinet, age: str) -> None:
-    assert cabinet.refused("prune", f"--older-than={age}").startswith("After --older-than comes ")
+    assert cabinet.refused("prune", f"--older-than={age}").startswith("--older-than: expected a")
 
 
 def test_where_june_never_ran_nothing_is_made(tmp_path: Path) -> None:
@@ -458,7 +458,7 @@ def test_an_export_can_be_one_file(cabinet: Cabinet) -> None:
 
 def test_an_export_is_refused_where_something_is_or_nothing_is_kept(cabinet: Cabinet) -> None:
     out = cabinet.folder / "anna"
-    assert cabinet.refused("export", "telegram:404", "--out", out) == "Nothing is kept of telegram:404."
+    assert cabinet.refused("export", "telegram:404", "--out", out) == "Nothing is stored about telegram:404."
     out.mkdir()
     assert cabinet.refused("export", ANNA, "--out", out) == f"{out} exists already."
     missing = cabinet.folder / "none" / "anna"

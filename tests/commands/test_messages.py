@@ -52,7 +52,7 @@ class Cabinet:
     def send(
         self, *messages: Outbound, delivered: list[Delivered], end: Literal["SENT", "NEW", "ERROR"] = "SENT"
     ) -> None:
-        """Enqueue messages, and note what became of them."""
+        """Enqueue messages, and note their deliveries."""
 
         async def work(store: Store) -> None:
             ids = await store.outbox.enqueue(messages)
@@ -68,7 +68,7 @@ class Cabinet:
         self.write(work)
 
     def run(self, *arguments: str) -> Result:
-        """What the command prints, on a wide terminal."""
+        """Return the command's output on a wide terminal."""
         settings = self.path / "settings.toml"
         settings.write_text('[store]\npath = "june.db"\n')
         return CliRunner().invoke(app, [*arguments, "--settings", str(settings)], env={"COLUMNS": "200"})
@@ -84,7 +84,7 @@ def delivered(parts: list[str], parse_mode: Literal["", "html", "markdown"] = "h
 
 
 async def a_turn(store: Store) -> None:
-    """A question that was heard, and its answer, which waits."""
+    """Receive a spoken question, and enqueue its answer."""
     (question,) = await store.inbox.receive([(QUESTION, "owner")], place=place_by_default)
     await store.inbox.claim(exclude_chats=(), lease_s=60)
     await store.inbox.note_transcript(question.id, Transcript("What is the sky?", "en", 2.5))
@@ -152,7 +152,7 @@ def test_history_begins_at_a_date_a_time_or_an_age(cabinet: Cabinet) -> None:
 def test_a_since_that_is_none_is_said_to_be_so(cabinet: Cabinet, since: str) -> None:
     error = cabinet.run("history", "--since", since).exception
     assert isinstance(error, JuneError)
-    assert str(error) == "After --since comes a date such as 2026-11-01, or an age such as 24h."
+    assert str(error) == "--since: expected a date such as 2026-11-01, or an age such as 24h."
 
 
 def test_what_people_write_cannot_steer_the_terminal(cabinet: Cabinet) -> None:
@@ -202,14 +202,14 @@ def test_a_message_that_arrived_whole_and_valid_is_right(
     cabinet.send(Outbound(chat, "text", MARKDOWN, echo="What *is* that?"), delivered=parts)
     result = cabinet.run("check", "1")
     assert result.exit_code == 0
-    assert "It arrived as it was meant." in result.stdout
+    assert "It arrived as intended." in result.stdout
     report = json.loads(cabinet.run("check", "1", "--json").stdout)
     assert (report["id"], report["right"], report["faults"]) == (1, True, [])
     assert len(report["shown"]) == len(parts)
 
 
 def check(cabinet: Cabinet) -> list[str]:
-    """The faults of message 1, of which there are some."""
+    """Check message 1, which must have faults, and return them."""
     result = cabinet.run("check", "1", "--json")
     report = json.loads(result.stdout)
     assert result.exit_code == 1
@@ -258,11 +258,11 @@ def test_markup_that_the_app_does_not_take_is_not_right(cabinet: Cabinet) -> Non
 
 def test_a_message_that_waits_or_was_given_up_is_not_right(cabinet: Cabinet) -> None:
     cabinet.send(Outbound(CHAT, "text", "Hi."), delivered=delivered(["Hi."]), end="NEW")
-    assert check(cabinet) == ["It is not sent to its end yet."]
+    assert check(cabinet) == ["It is not completely sent yet."]
     cabinet.send(Outbound(OTHER, "text", "Hi."), delivered=[], end="ERROR")
     report = json.loads(cabinet.run("check", "2", "--json").stdout)
     assert report["faults"] == [
-        "It was given up: refused: bot was blocked by the user.",
+        "june gave it up: refused: bot was blocked by the user.",
         "The last 3 of 3 characters are missing.",
     ]
 
@@ -280,7 +280,7 @@ def test_only_what_june_sent_can_be_checked(cabinet: Cabinet, message_id: str) -
     cabinet.write(a_turn)
     error = cabinet.run("check", message_id).exception
     assert isinstance(error, JuneError)
-    assert str(error).startswith(f"There is no message {message_id} that june sent")
+    assert str(error).startswith(f"june sent no message {message_id};")
 
 
 # --- stats ---

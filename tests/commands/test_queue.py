@@ -1,4 +1,4 @@
-"""`python -m june messages` over the API: a real server, the commands as scripts call them."""
+"""`python -m june messages` over the API: a real server, and the commands as scripts call them."""
 
 import asyncio
 import json
@@ -34,14 +34,14 @@ async def office(tmp_path: Path) -> AsyncIterator[Office]:
 
 
 async def call(office: Office, *arguments: str, text: str | bytes = "", token: str = TOKEN) -> Result:
-    """One command, while the server goes on."""
+    """Run one command while the server keeps running."""
     command = [*arguments, "--url", f"http://127.0.0.1:{office.port}"]
     env = {"JUNE_API__TOKEN": token, "COLUMNS": "200"}
     return await asyncio.to_thread(CliRunner().invoke, app, command, input=text, env=env)
 
 
 async def message(office: Office, *arguments: str, text: str = "") -> Any:
-    """What a command prints as JSON."""
+    """Run a command and return the JSON that it prints."""
     done = await call(office, *arguments, "--json", text=text)
     assert done.exit_code == 0, done.stderr
     return json.loads(done.stdout)
@@ -146,10 +146,10 @@ async def test_exit_status_1_says_that_there_is_nothing(
     [
         (("send", "Hello", "--to", STRANGER), f"{STRANGER} has no access."),
         (("send", "Hello", "--kind", "poem"), "kind: Input should be 'message'"),
-        (("claim", "--wait", "soon"), "After --wait comes a duration such as 90s or 1h."),
+        (("claim", "--wait", "soon"), "--wait: expected a duration such as 90s or 1h."),
         (
             ("list", "--since", "soon"),
-            "After --since comes a date such as 2026-11-01, or an age such as 24h.",
+            "--since: expected a date such as 2026-11-01, or an age such as 24h.",
         ),
         (("send", "-"), "Standard input: expected UTF-8 text."),
         (("show", "1", "--field", "colour"), "A message has no field 'colour'; it has attempts, chat, "),
@@ -286,7 +286,7 @@ async def test_what_is_watched_can_be_resumed_behind_an_event(office: Office) ->
     ["june.example.org", "ftp://example.org", "https://name:secret@example.org", "http://[::1", "http://"],
 )
 async def test_an_address_that_is_none_is_refused(url: str) -> None:
-    with pytest.raises(SettingsError, match="After --url comes an address"):
+    with pytest.raises(SettingsError, match="--url: expected an address"):
         async with open_client(ApiSettings(), url=url):
             pass
 

@@ -99,7 +99,7 @@ async def test_a_spoken_question_gets_a_voice_bubble_with_its_text_on_both_apps(
 
 
 async def assert_speaks(stt: FasterWhisper, settings: Settings, voice: bytes, answer: str) -> None:
-    """The voice says the words of the answer: a word error rate of at most 0.2."""
+    """Check that the voice says the words of the answer, with a word error rate of at most 0.2."""
     said = speakable(answer)
     heard = await stt.transcribe(decode(voice, settings.audio))
     assert len(said.split()) > 10
@@ -147,7 +147,7 @@ async def test_every_message_is_answered_whatever_moment_june_is_killed_at(
 
 
 def ask_something(server: TelegramServer, questions: tuple[Question, ...], moment: random.Random) -> int:
-    """Someone of four speaks or writes; the message's id."""
+    """Let one of four people speak or write, and return the message's id."""
     user = ALICE + moment.randrange(4)
     if moment.random() < 0.5:
         return server.push("What is blue?", user=user)
@@ -155,7 +155,7 @@ def ask_something(server: TelegramServer, questions: tuple[Question, ...], momen
 
 
 def is_last_answer(server: TelegramServer, message_id: int, call: Call) -> bool:
-    """The call is the last of what answers the message: the voice to a voice, the text to a text."""
+    """Return whether a call is the last of a message's answer: a voice to a voice, a text to a text."""
     is_spoken = any(
         "voice" in message for (_, each), message in server.messages.items() if each == message_id
     )

@@ -85,14 +85,14 @@ ACTIVATIONS = {Q8_0: q8, Q8_1: q8_1}
 
 @pytest.fixture(autouse=True)
 def used_again() -> Iterator[None]:
-    """The kernel is one for the process: models of other tests go on with it."""
+    """Switch the kernel on again after each test, since the models of other tests share it."""
     yield
     llama_overrides.use(wanted=True)
 
 
 @pytest.fixture(params=kernels.LLM, ids=lambda kernel: kernel.library.stem)
 def kernel(request: pytest.FixtureRequest) -> Any:
-    """The functions that llama.cpp calls, of each library that this CPU runs."""
+    """Return the functions that llama.cpp calls, for each library that this CPU runs."""
     if not request.param.runs_here:
         pytest.skip("this CPU has not the instructions")
     library = ctypes.CDLL(str(request.param.library))
@@ -108,7 +108,7 @@ def kernel(request: pytest.FixtureRequest) -> Any:
 
 
 def multiply(kernel: Any, form: Format, weights: Blocks, activations: Blocks, threads: int = 1) -> Floats:
-    """What all threads make of it; weights and activations may be parts of wider arrays."""
+    """Return the product that all threads compute; both arguments may be parts of wider arrays."""
     rows, tokens = len(weights), len(activations)
     out = np.full((tokens, rows), np.nan, np.float32)
     for thread in range(threads):
@@ -211,7 +211,7 @@ Tensor._fields_ = (
 
 
 def tensor(array: NDArray[Any], kind: int) -> Tensor:
-    """An array as ggml describes it; the fastest dimension is the first."""
+    """Return an array as ggml describes it, with the fastest dimension first."""
     made = Tensor(type=kind, data=array.ctypes.data)
     made.sizes[:] = [*array.shape[::-1], *[1] * (4 - array.ndim)]
     made.strides_bytes[:] = [*array.strides[::-1], *[array.nbytes] * (4 - array.ndim)]
@@ -228,7 +228,7 @@ class Cache:
     mask: NDArray[np.float16] | None
 
     def expected(self) -> Floats:
-        """The weighted means, by the definition."""
+        """Return the weighted means, computed by the definition."""
         share = self.queries.shape[1] // self.keys.shape[1]
         keys, values = (np.repeat(each.astype(float), share, axis=1) for each in (self.keys, self.values))
         scores = np.einsum("thw,chw->htc", self.queries.astype(float), keys) * 0.125
@@ -239,7 +239,7 @@ class Cache:
         return mean
 
     def attended(self, kernel: Any, threads: int = 1) -> Floats:
-        """What the kernel makes of it."""
+        """Return the kernel's result."""
         out = np.full(self.queries.shape, np.nan, np.float32)
         asked = tensor(out, F32)
         asked.parameters[0] = 0.125

@@ -34,7 +34,7 @@ def voice(model_paths: dict[str, Path]) -> Path:
 
 
 def run(session: onnxruntime.InferenceSession, path: Path, text: str) -> NDArray[np.float32]:
-    """What the session makes of a sentence, the same each time."""
+    """Return the session's output for a sentence, the same each time."""
     piper = PiperVoice(session, PiperConfig.from_dict(json.loads(Path(f"{path}.json").read_text("utf-8"))))
     (phonemes,) = piper.phonemize(text)
     ids = np.array([piper.phonemes_to_ids(phonemes)])
@@ -112,7 +112,7 @@ def renamed(model: onnx.ModelProto) -> None:
 
 
 def of_speakers(model: onnx.ModelProto) -> None:
-    """A voice of several speakers: one layer more."""
+    """Make a voice of several speakers, which has one more layer."""
     pre = next(node for node in model.graph.node if node.name == "/dec/conv_pre/Conv")
     kernel, bias = np.zeros((256, 192, 1), np.float32), np.zeros(256, np.float32)
     model.graph.initializer.extend(

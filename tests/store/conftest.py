@@ -11,7 +11,7 @@ from tests.stored import Clock
 
 @pytest.fixture
 def clock() -> Clock:
-    """The store's clock; it stands still until a test moves it."""
+    """Return the store's clock, which stands still until a test moves it."""
     return Clock()
 
 
@@ -23,6 +23,6 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 async def store(path: Path, clock: Clock) -> AsyncIterator[Store]:
-    """An open store without messages."""
+    """Open a store without messages."""
     async with open_store(path, clock=clock) as opened:
         yield opened

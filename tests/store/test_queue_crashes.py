@@ -99,7 +99,7 @@ class Queues(RuleBasedStateMachine):
 
     @rule(user=st.sampled_from(USERS), replies=st.booleans(), data=st.data())
     def receives(self, user: str, replies: bool, data: st.DataObject) -> None:
-        """A message arrives. It may answer a question: the one it replies to, or the one asked last."""
+        """Receive a message. It may answer a question: the one it replies to, or the one asked last."""
         asked = [
             key
             for key, row in self.model.outbox.items()
@@ -121,7 +121,7 @@ class Queues(RuleBasedStateMachine):
 
     @rule(key=st.sampled_from(["", "", "a", "b"]), user=st.sampled_from([None, *USERS]))
     def claims(self, key: str, user: str | None) -> None:
-        """A program claims the oldest NEW message. A used key returns the first claim while that lasts."""
+        """Claim the oldest NEW message. A used key returns the first claim while that lasts."""
         key = key and f"{key} {user}"
         earlier = self.model.keys.get(key)
         claim = self.store.queue.claim(
@@ -150,7 +150,7 @@ class Queues(RuleBasedStateMachine):
     @precondition(lambda self: self.model.queue)
     @rule(data=st.data(), action=st.sampled_from(["extend", "respond", "fail", "retry"]), stale=st.booleans())
     def ends(self, data: st.DataObject, action: str, stale: bool) -> None:
-        """A program ends or extends a claim, sometimes one that never was or that is over."""
+        """End or extend a claim, sometimes one that never existed or that is over."""
         key = data.draw(st.sampled_from(list(self.model.queue)))
         row, before = self.model.queue[key], self.outbox_ids()
         attempts = max(row.attempts - 1, 1) if stale else None
@@ -191,7 +191,7 @@ class Queues(RuleBasedStateMachine):
         data: st.DataObject,
         status: Literal["NEW", "PROCESSING", "RESPONDED", "ERROR", "SENT"],
     ) -> None:
-        """A program changes a status by compare-and-set."""
+        """Change a status by compare-and-set."""
         key = data.draw(st.sampled_from(list(self.model.queue)))
         row = self.model.queue[key]
         allowed = {
@@ -216,7 +216,7 @@ class Queues(RuleBasedStateMachine):
 
     @rule(user=st.sampled_from(USERS), is_question=st.booleans())
     def sends(self, user: str, is_question: bool) -> None:
-        """A program sends a message or a question."""
+        """Send a message or a question of a program."""
         letter = Letter(user, user, "Shall I?", expires_in_s=QUESTION_S if is_question else None)
         sent = self.runner.run(self.store.queue.send(letter))
         expires_at_s = self.clock.now_s + QUESTION_S if is_question else 0.0

@@ -192,7 +192,7 @@ class Crashes(RuleBasedStateMachine):
         batch=st.lists(st.tuples(st.sampled_from(CHATS), st.integers(0, 20)), max_size=4),
     )
     def receives(self, batch: list[tuple[str, int]]) -> None:
-        """A batch arrives; some of its messages may be known."""
+        """Receive a batch, some of whose messages may be known."""
         new = self.runner.run(receive(self.store, *(inbound(number, chat) for chat, number in batch)))
         fresh = [one for one in dict.fromkeys(batch) if one not in self.known]
         assert [(row.message.chat, int(row.message.message_id)) for row in new] == fresh
@@ -212,7 +212,7 @@ class Crashes(RuleBasedStateMachine):
 
     @rule(data=st.data(), replies=st.integers(0, 2), status=st.sampled_from(["RESPONDED", "ERROR"]))
     def finishes(self, data: st.DataObject, replies: int, status: Literal["RESPONDED", "ERROR"]) -> None:
-        """A turn ends, sometimes one whose message is done or released already."""
+        """End a turn, sometimes one whose message is already done or released."""
         key = data.draw(st.sampled_from([*self.model.processing(self.model.inbox), *self.model.inbox, 10**6]))
         row = self.model.inbox.get(key, Row(ANNA, status="none"))
         before = self.outbox_ids()
@@ -231,7 +231,7 @@ class Crashes(RuleBasedStateMachine):
     @precondition(lambda self: self.model.processing(self.model.inbox))
     @rule(data=st.data())
     def releases(self, data: st.DataObject) -> None:
-        """A turn releases its message."""
+        """Release the message of a turn."""
         key = data.draw(st.sampled_from(self.model.processing(self.model.inbox)))
         self.runner.run(self.store.inbox.release(key))
         row = self.model.inbox[key]

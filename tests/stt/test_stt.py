@@ -1,4 +1,4 @@
-"""Whisper tiny.en hears the recorded questions, and nothing where nothing is said."""
+"""Whisper tiny.en transcribes the recorded questions, and hears nothing if nothing is said."""
 
 import asyncio
 import threading
@@ -88,7 +88,7 @@ async def test_speech_that_the_vad_takes_for_noise_is_heard_all_the_same(
 async def test_a_runaway_is_heard_again_with_the_whole_window(
     stt: FasterWhisper, questions: tuple[Question, ...]
 ) -> None:
-    """A window that ends with the note is what makes Whisper repeat itself."""
+    """A window that ends with the note makes Whisper repeat itself."""
     for question in questions:
         pcm = recorded(question)
         tight = stt.transcribe_now(StopFlag(), pcm, window=5.0)
@@ -148,7 +148,7 @@ async def test_two_are_heard_at_once_and_one_is_stopped_alone(
 
 
 class MeetingFlag(StopFlag):
-    """Looked at for the first time when the other one is, too."""
+    """A flag whose first check waits until another flag is checked too."""
 
     def __init__(self, both: threading.Barrier) -> None:
         super().__init__()
@@ -169,7 +169,7 @@ class BrokenGpu:
         self._both = threading.Barrier(2)
 
     def listening(self, _stop: StopFlag, _window: Window) -> NoReturn:
-        """What `transcribe_now` calls first."""
+        """Fail; `transcribe_now` calls this first."""
         self._both.wait(timeout=20)
         raise RuntimeError("CUDA out of memory")
 
@@ -207,7 +207,7 @@ async def test_two_notes_that_fail_on_the_gpu_move_the_model_to_the_cpu_once(
 async def test_cancelling_while_the_encoder_works_spares_the_decoder(
     stt: FasterWhisper, questions: tuple[Question, ...]
 ) -> None:
-    """The best of three: another program on the same cores makes any of them late."""
+    """The best of three counts, since another program on the same cores may delay any of them."""
     pcm = recorded(questions[0])
     whole_s, cancelled_s = [], []
     for _ in range(3):
@@ -226,7 +226,7 @@ async def test_cancelling_while_the_encoder_works_spares_the_decoder(
 async def test_cancelling_ends_the_search_for_a_better_text(
     settings: Settings, model_paths: dict[str, Path], questions: tuple[Question, ...]
 ) -> None:
-    """Whisper's schedule has six temperatures; what is never sure enough goes through all of them."""
+    """Whisper's schedule has six temperatures; a text that is never sure enough goes through all of them."""
     doubtful = settings.stt.model_copy(update={"window": 30.0, "log_prob_threshold": 0.0})
     stt = FasterWhisper(doubtful, LocalModel(CATALOGUE[STT], model_paths[STT]))
     await stt.load()
@@ -263,7 +263,7 @@ def test_a_gpu_that_cannot_be_used_is_refused_with_what_is_missing() -> None:
 
 @st.composite
 def features_of_a_note(draw: st.DrawFn) -> tuple[Features, int]:
-    """Features as faster-whisper has them, padded with zeros to 30 s, and the frames of the note."""
+    """Return features as faster-whisper makes them, zero-padded to 30 s, and the frames of the note."""
     content = draw(st.integers(0, 3_000))
     loudest = draw(st.floats(-1.5, 2, width=32))
     note = np.random.default_rng(content).uniform(-1.5, loudest, (4, content)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""What is logged, and the timing of stages."""
+"""Promises of logs, and of the timing of stages."""
 
 import asyncio
 import json
@@ -40,7 +40,7 @@ def _unconfigured() -> Iterator[None]:
 
 
 def logged(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
-    """The events on standard error, each a line of JSON."""
+    """Return the events on standard error, each a line of JSON."""
     written = capsys.readouterr()
     assert written.out == ""
     return [json.loads(line) for line in written.err.splitlines()]
@@ -294,7 +294,7 @@ def test_a_stage_counts_and_logs_its_outcome_whatever_it_is(
 
 
 def value(sample: str) -> float:
-    """A sample of `/metrics`, as a scraper reads it; 0 if it is not there."""
+    """Return a sample of `/metrics` as a scraper reads it; 0 if there is none."""
     lines = exposition()[0].decode().splitlines()
     found = [line.rpartition(" ")[2] for line in lines if line.rpartition(" ")[0] == sample]
     return float(found[0]) if found else 0.0

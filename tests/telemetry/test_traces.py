@@ -1,4 +1,4 @@
-"""Spans, at a real receiver: which there are, whose children, and what never stands in them."""
+"""Spans at a real receiver: their names, their parents, and what they must never hold."""
 
 import asyncio
 import json
@@ -61,7 +61,7 @@ def _unconfigured() -> Iterator[None]:
 
 
 async def flushed() -> None:
-    """All spans are sent; the receiver needs this event loop meanwhile."""
+    """Wait until all spans are sent; the receiver needs this event loop in the meantime."""
     assert await try_for(30, close_traces)
 
 
@@ -71,7 +71,7 @@ def root_of(spans: list[Span]) -> Span:
 
 
 def assert_one_trace(spans: list[Span], trace: str) -> Span:
-    """All spans are of this trace, and children of its one root, which begins first; the root."""
+    """Check that all spans belong to this trace, under one root that begins first; return the root."""
     assert {span.trace_id.hex() for span in spans} == {trace}
     root = root_of(spans)
     assert {span.parent_span_id for span in spans if span is not root} == {root.span_id}
@@ -267,7 +267,7 @@ async def history(folder: Path) -> list[HistoryEntry]:
 
 
 async def scraped(logs: str) -> str:
-    """What `/metrics` of the june whose log it is shows, as Prometheus asks for it."""
+    """Return `/metrics` of the june with this log, in the format that Prometheus asks for."""
     events = [json.loads(line) for line in logs.splitlines()]
     port = next(event["port"] for event in events if event["event"] == "api.listening")
     headers = {

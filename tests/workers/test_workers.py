@@ -43,7 +43,7 @@ async def thread() -> AsyncIterator[ModelThread]:
 
 
 class Job:
-    """A job that the test lets go, or that ends when it is interrupted."""
+    """A job that ends when the test releases it, or when it is interrupted."""
 
     def __init__(self, *, can_be_interrupted: bool = False) -> None:
         self.can_be_interrupted = can_be_interrupted
@@ -54,7 +54,7 @@ class Job:
         self._let_go = threading.Event()
 
     def __call__(self, stop: StopFlag) -> str:
-        """What the thread runs."""
+        """Run on the thread."""
         self._tell(self.started.set)
         with stop.interrupts(self._interrupt):
             self._let_go.wait(PATIENCE_S)
@@ -319,7 +319,7 @@ def test_all_blocks_around_are_interrupted() -> None:
 
 
 class Numbers:
-    """A generator's function whose generators tell how they ended."""
+    """A generator function whose generators tell how they ended."""
 
     def __init__(self, count: int, *, error: Exception | None = None) -> None:
         self.count = count
@@ -329,7 +329,7 @@ class Numbers:
         self._loop = asyncio.get_running_loop()
 
     def __call__(self, stop: StopFlag) -> Generator[int, None, None]:
-        """What the thread runs."""
+        """Run on the thread."""
         try:
             yield from range(self.count)
             if self.error is not None:

@@ -1,7 +1,7 @@
-"""The owner's page: files that anyone may read, for they hold nothing; what they show comes over the API.
+"""The owner's page: static files that anyone may read, since they hold no data; the API gives what they show.
 
-The page's own rules, which the browser enforces: no script, style, request or frame from elsewhere, nothing
-inline, and no text that becomes markup (Content Security Policy Level 3, Trusted Types).
+The browser enforces the page's policy: no script, style, request or frame from another origin, nothing
+inline, and no text that is parsed as markup (Content Security Policy Level 3, Trusted Types).
 """
 
 from pathlib import Path
@@ -25,7 +25,7 @@ FILES = {
     "/page/page.css": "page.css",
     "/page/page.js": "page.js",
 }
-"""Which file stands at which address."""
+"""The file that is served at each path."""
 
 POLICY = (
     "default-src 'none'",
@@ -51,7 +51,7 @@ HEADERS = {
 
 
 def routes() -> list[web.RouteDef]:
-    """Where the files stand."""
+    """Return the routes of the files."""
     return [web.get(path, _serving(FOLDER / name)) for path, name in FILES.items()]
 
 

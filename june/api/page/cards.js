@@ -1,5 +1,5 @@
-// What the page shows of one message. Text of people is only ever set as text, in isolation from what is around
-// it: its direction and its marks cannot reach beyond it.
+// The elements that show one message. The text of people is only ever set as text and isolated from the text
+// around it: its direction and control characters cannot affect the rest of the page.
 
 const STAGES = [
   ["decode", "Decode"],
@@ -85,7 +85,7 @@ function reason(message) {
   return element("p", { class: "problem", dir: "auto", text: message.error ? `Why: ${message.error}` : "" });
 }
 
-// Bars of one turn: how many seconds each stage took. Stages overlap, so each bar begins at the left.
+// Returns the bars of one turn: the seconds that each stage took. Stages overlap, so each bar begins at the left.
 export function timings(values) {
   const known = STAGES.filter(([name]) => values[name] !== undefined);
   const total = values.total ?? 0;
@@ -95,7 +95,7 @@ export function timings(values) {
   for (const [name, label] of known) {
     const value = values[name];
     const bar = element("span", { class: `bar ${name}` });
-    bar.style.width = share(value); // through the object model: the policy forbids it in markup
+    bar.style.width = share(value); // set through the DOM, since the policy forbids inline styles
     const track = element("dd", { class: "track", "aria-hidden": "true" }, bar);
     const number = element("dd", { class: "number", text: seconds(value) });
     const [first, meaning] = FIRSTS[name] ?? [];
@@ -114,7 +114,7 @@ export function timings(values) {
   return list;
 }
 
-// A button that fetches a recording and becomes its player.
+// Returns a button that fetches a recording and is then replaced by its player.
 function player(message, fetchRecording) {
   const place = element("div", { class: "player" });
   const problem = element("p", { class: "problem", role: "alert" });
@@ -127,7 +127,7 @@ function player(message, fetchRecording) {
       const audio = element("audio", { controls: true, src: address, "aria-label": `Recording ${message.id}` });
       button.replaceWith(audio);
       audio.focus();
-      await audio.play().catch(() => {}); // the browser may want another click: the controls are there
+      await audio.play().catch(() => {}); // the browser may require another click on the controls
     } catch (error) {
       problem.textContent = error.message;
       button.disabled = false;
@@ -137,7 +137,7 @@ function player(message, fetchRecording) {
   return place;
 }
 
-// A message in its conversation; `update` shows it as it is now.
+// Returns a message of a conversation; `update` shows its current state.
 export function bubble(message, { fetchRecording }) {
   const place = element("li", { class: `bubble ${message.direction}`, "data-id": message.id });
   let listening = null;
@@ -161,7 +161,7 @@ export function bubble(message, { fetchRecording }) {
   return place;
 }
 
-// A message of the queue, with what its owner can do with it; `update` shows it as it is now.
+// Returns a message of the queue with the owner's actions; `update` shows its current state.
 export function card(message, { fetchRecording, answer, change }) {
   const top = element("div");
   const text = element("div");
@@ -202,7 +202,7 @@ export function card(message, { fetchRecording, answer, change }) {
 
   function open() {
     const field = element("textarea", { id: `answer-${now.id}`, rows: "3", dir: "auto", maxlength: "20000" });
-    const wasSpoken = now.kind === "voice"; // and is answered likewise, unless its owner says otherwise
+    const wasSpoken = now.kind === "voice"; // a spoken message gets a spoken answer by default
     const spoken = element("input", { type: "checkbox", id: `spoken-${now.id}`, checked: wasSpoken });
     const submit = element("button", { type: "submit", class: "main", text: "Send" });
     const cancel = action("Cancel", "quiet", close);
@@ -243,7 +243,7 @@ export function card(message, { fetchRecording, answer, change }) {
 
   place.isBusy = () => form !== null;
   place.update = (message) => {
-    if (now === message) return; // what has the focus keeps it
+    if (now === message) return; // an unchanged card is not redrawn, so that it keeps the focus
     now = message;
     const line = head(now);
     line.append(statusPill(now));

@@ -1,6 +1,6 @@
-// Speaks to june. The token is kept here, in memory, and goes into a header only: never into an address.
+// Requests to june. The token is kept here, in memory, and sent in a header only, never in a URL.
 
-const SILENCE_MS = 45_000; // june says something every 15 s: after three it is gone
+const SILENCE_MS = 45_000; // june sends a comment every 15 s; after three missed ones it is down
 const REQUEST_MS = 30_000;
 const MAX_PAUSE_MS = 15_000;
 
@@ -11,7 +11,7 @@ export function useToken(text) {
 }
 
 export class Refused extends Error {
-  // What june does not do, in june's own sentence; status 0: june is out of reach.
+  // A refused request, with june's own sentence; status 0: june is out of reach.
   constructor(status, detail) {
     super(detail);
     this.status = status;
@@ -37,7 +37,7 @@ async function refusal(response) {
   return new Refused(response.status, problem.detail ?? `june answers with status ${response.status}.`);
 }
 
-// What june answers; null: it found nothing to do.
+// Returns june's answer; null: there was nothing to do.
 export async function call(method, path, body) {
   const headers = method === "POST" ? { "Idempotency-Key": newKey() } : {};
   const response = await request(method, path, { body, headers, signal: AbortSignal.timeout(REQUEST_MS) });
@@ -45,11 +45,11 @@ export async function call(method, path, body) {
   return response.status === 204 ? null : response.json();
 }
 
-function newKey() { // crypto.randomUUID is missing where the page came over plain HTTP
+function newKey() { // crypto.randomUUID is missing on a page that was loaded over plain HTTP
   return Array.from(crypto.getRandomValues(new Uint32Array(4)), (part) => part.toString(16)).join("-");
 }
 
-// june's health, whether it is well (200) or not (503).
+// Returns june's health, for both statuses: 200 (ok) and 503 (failing).
 export async function health() {
   const response = await request("GET", "/health", { signal: AbortSignal.timeout(REQUEST_MS) });
   const isHealth = response.headers.get("Content-Type")?.startsWith("application/json");
@@ -63,8 +63,8 @@ export async function recording(id) {
   return response.blob();
 }
 
-// Follows june's events and connects again when june is gone; returns what ends it.
-// open(): it begins, or goes on; message(message); missed(): some events are lost; lost(refused): it broke.
+// Follows june's events and reconnects when june is down; returns a function that stops following.
+// open(): the stream begins or resumes; message(message); missed(): some events are lost; lost(refused): it broke.
 export function follow({ open, message, missed, lost }) {
   const ending = new AbortController();
   let lastId = "";

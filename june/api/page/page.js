@@ -1,5 +1,5 @@
-// The owner's page: what june knows, as it is now. The newest messages are listed once; then june's events tell
-// what changes.
+// The owner's page shows june's current state. It lists the newest messages once; then june's events tell it
+// about changes.
 
 import { age, bubble, card, element, sender } from "/page/cards.js";
 import { Refused, call, follow, health, recording, useToken } from "/page/connection.js";
@@ -15,19 +15,19 @@ const TABS = [
     name: "Waiting",
     holds: (message) => message.direction === "in" && message.status === "NEW",
     isOldestFirst: true,
-    empty: "Nothing waits. What is sent to the queue appears here, until you or one of your programs answers.",
+    empty: "Nothing waits. Messages to the queue appear here until you or one of your programs answers them.",
   },
   {
     name: "In work",
     holds: (message) => message.direction === "in" && message.status === "PROCESSING",
     isOldestFirst: true,
-    empty: "Nobody works on a message just now.",
+    empty: "No message is being worked on.",
   },
   {
     name: "Questions",
     holds: (message) => message.direction === "out" && message.expires_at !== null && message.status === "SENT",
     isOldestFirst: true,
-    empty: "No question of your programs is open.",
+    empty: "Your programs have no open question.",
   },
   {
     name: "Failed",
@@ -38,7 +38,7 @@ const TABS = [
     name: "Done",
     holds: (message) => message.direction === "in" && message.status === "RESPONDED",
     most: 30,
-    empty: "Nothing was answered yet.",
+    empty: "No message has been answered yet.",
   },
 ];
 const LISTS = [
@@ -51,9 +51,9 @@ const LISTS = [
 
 const find = (id) => document.getElementById(id);
 const messages = new Map();
-const claims = new Map(); // of this page: what was claimed, and not answered yet
-const earlier = new Map(); // by chat: the cursor of what was said before; null: there is nothing more
-let isWhole = false; // whether all that june knows is listed
+const claims = new Map(); // what this page has claimed and not answered yet
+const earlier = new Map(); // by chat: the cursor of earlier messages; null: there are none
+let isWhole = false; // whether the first listing is complete
 let shownTab = TABS[0];
 let shownChat = "";
 let shownMost = PAGE;
@@ -62,10 +62,10 @@ let healthTimer = 0;
 let listTimer = 0;
 let isDrawing = false;
 
-// What june says
+// What june sends
 
 function keep(message, isNews) {
-  if (find("desk").hidden) return; // it was locked while june answered
+  if (find("desk").hidden) return; // the page was locked while june answered
   const known = messages.get(message.id);
   if (known && (isNews ? known.updated_at > message.updated_at : known.updated_at >= message.updated_at)) return;
   messages.set(message.id, message);
@@ -99,14 +99,14 @@ async function listEarlier() {
 
 async function answer(message, text, voice) {
   const claimed = claims.get(message.id) ?? (await call("POST", "/v1/messages/claim", { id: message.id }));
-  if (!claimed) throw new Refused(409, "A program has taken this message, or june answers it itself.");
+  if (!claimed) throw new Refused(409, "A program has claimed this message, or june is answering it.");
   claims.set(message.id, claimed);
   try {
     const path = `/v1/messages/${message.id}/respond`;
     keep(await call("POST", path, { text, voice, attempts: claimed.attempts }), true);
     claims.delete(message.id);
   } catch (error) {
-    if (error.status === 409) claims.delete(message.id); // the claim is over: the next try claims anew
+    if (error.status === 409) claims.delete(message.id); // the claim has ended: the next try claims again
     throw error;
   }
 }
@@ -130,7 +130,7 @@ function draw() {
   });
 }
 
-// Has a container hold one element for each item, in order; those that are there stay as they are.
+// Makes a container hold one element for each item, in order; elements that exist are kept.
 function arrange(container, items, make) {
   const there = new Map([...container.children].map((child) => [child.dataset.id, child]));
   const wanted = items.map((item) => there.get(String(item.id)) ?? make(item));
@@ -214,7 +214,7 @@ function drawConversations() {
   const bubbles = arrange(container, said, (message) => bubble(message, doing));
   bubbles.forEach((place, index) => {
     const message = said[index];
-    // What was spoken was written before: once is enough.
+    // An answer that is spoken was written before: its text is shown once.
     place.update(message, message.direction === "out" && message.kind === "voice" && texts.has(message.text));
     if (message.direction === "out") texts.add(message.text);
   });
@@ -303,8 +303,8 @@ function enter(isWithToken) {
     message: (message) => keep(message, true),
     missed: listAgain,
     lost: (refused) => {
-      if (refused.status === 401) lock("june does not accept that token any more.");
-      else link("down", refused.status ? refused.message : "june is gone; connecting again");
+      if (refused.status === 401) lock("june no longer accepts that token.");
+      else link("down", refused.status ? refused.message : "june is out of reach; reconnecting");
     },
   });
   draw();
