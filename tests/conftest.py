@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from june.bench.voice import Question, load_questions
+from june.bench.recordings import Question, load_questions
 from june.llm.llama_cpp.model import LlamaCpp
 from june.models import STARTER, LocalModel, load_catalogue, require
 from june.sections import PROJECT_ROOT, LlmSettings, ModelsSettings

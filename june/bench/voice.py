@@ -13,18 +13,16 @@ Before each way, the prompt's cache is put into the same state, so that no way p
 """
 
 import asyncio
-import re
 import statistics
 import sys
 import time
-import tomllib
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Protocol
 
 from june import audio
+from june.bench.recordings import Question, split_words, wrong_words
 from june.bench.report import percentiles
 from june.conversation.speakable import SentenceStream
 from june.conversation.turn import Recording, TurnRequest, TurnResult
@@ -43,7 +41,6 @@ from june.tts import TextToSpeech
 from june.tts.piper import Piper
 from june.workers import StopFlag, try_for
 
-QUESTIONS = Path(__file__).parent / "questions"
 CHARACTERS_PER_TOKEN = 4.5
 """English prose in the vocabularies of SmolLM2 and Qwen3."""
 PACED_PROSE = (
@@ -72,20 +69,6 @@ server = HTTPServer(("127.0.0.1", 0), Receiver)
 print(server.server_port, flush=True)
 server.serve_forever()
 """
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """A recording and the words spoken in it."""
-
-    audio: bytes
-    text: str
-
-
-def load_questions(folder: Path = QUESTIONS) -> tuple[Question, ...]:
-    """Return the recorded questions that ship with june."""
-    entries = tomllib.loads((folder / "questions.toml").read_text(encoding="utf-8"))["questions"]
-    return tuple(Question((folder / each["file"]).read_bytes(), each["text"]) for each in entries)
 
 
 class BenchModel(ChatModel, Protocol):
@@ -364,26 +347,11 @@ def compare_windows(
                 seconds.append(time.perf_counter() - begin)
                 if turn == 0:
                     wrong[name] += wrong_words(question.text, transcript.text)
-    words = sum(len(_words(question.text)) for question in questions)
+    words = sum(len(split_words(question.text)) for question in questions)
     return {
         "stt_window_ratio": _median_ratio(full_s, auto_s),
         "stt_wrong_words": {**wrong, "spoken": words},
     }
-
-
-def wrong_words(spoken: str, heard: str) -> int:
-    """Return how many words to insert, delete or replace to turn one text into the other (Levenshtein)."""
-    reference, hypothesis = _words(spoken), _words(heard)
-    row = list(range(len(hypothesis) + 1))
-    for i, word in enumerate(reference, 1):
-        diagonal, row[0] = row[0], i
-        for j, other in enumerate(hypothesis, 1):
-            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (word != other))
-    return row[-1]
-
-
-def _words(text: str) -> list[str]:
-    return re.sub(r"[^\w\s']", " ", text.lower()).split()
 
 
 def _sentences(pieces: Iterator[tuple[str, float]]) -> Iterator[tuple[str, float]]:

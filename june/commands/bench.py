@@ -187,13 +187,13 @@ async def _voice(
     settings: Settings, turns: int, paced: float, tokens: int, people: tuple[int, ...], *, telemetry: bool
 ) -> dict[str, Any]:
     # Imported here, so that only this command loads the engines' libraries.
+    from june.bench.recordings import load_questions  # noqa: PLC0415
     from june.bench.voice import (  # noqa: PLC0415
         FixedLength,
         PacedModel,
         VoiceBench,
         bare_engines,
         compare_windows,
-        load_questions,
     )
 
     questions = load_questions()

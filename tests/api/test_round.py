@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from june.audio import decode
-from june.bench.voice import Question, wrong_words
+from june.bench.recordings import Question, wrong_words
 from june.chat.telegram.formatting import visible_telegram
 from june.settings import Settings
 from june.stt.faster_whisper import FasterWhisper

@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from june.bench.voice import Question, load_questions
+from june.bench.recordings import Question, load_questions
 from tests.program import Program, running, write_settings
 from tests.telegram_server import ALICE, Call, TelegramServer
 

@@ -13,10 +13,11 @@ from june.audio import decode
 from june.bench.llm import Plan, contest_settings, open_peer, weights_file
 from june.bench.peers import Contest, Name
 from june.bench.plot import draw
+from june.bench.recordings import Question, wrong_words
 from june.bench.report import emit, percentiles, process_age_s
 from june.bench.roofline import memory_bandwidth_bytes_per_s
 from june.bench.talk import Talk
-from june.bench.voice import PACED_PROSE, PacedModel, Question, VoiceBench, compare_windows, wrong_words
+from june.bench.voice import PACED_PROSE, PacedModel, VoiceBench, compare_windows
 from june.errors import JuneError
 from june.messages import ChatMessage, ChatRequest, Sampling
 from june.sections import PROJECT_ROOT, AudioSettings

@@ -16,7 +16,7 @@ import june.chat
 from june.api.requests import Send, Wanted
 from june.app import serve
 from june.audio import decode
-from june.bench.voice import Question, wrong_words
+from june.bench.recordings import Question, wrong_words
 from june.chat import Adapter
 from june.chat.apps import APPS, chat_app, is_person
 from june.checks import network

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from june.audio import decode
-from june.bench.voice import Question, wrong_words
+from june.bench.recordings import Question, wrong_words
 from june.sections import PROJECT_ROOT, AudioSettings
 from tests.test_audio import four_hours_of_silence, opus, wav
 

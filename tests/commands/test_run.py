@@ -16,7 +16,7 @@ import pytest
 
 from june.app import serve
 from june.audio import decode
-from june.bench.voice import Question, wrong_words
+from june.bench.recordings import Question, wrong_words
 from june.chat.commands import MODE_SENTENCES
 from june.chat.discord.formatting import visible_discord
 from june.chat.telegram.formatting import visible_telegram

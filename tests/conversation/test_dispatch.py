@@ -11,7 +11,7 @@ from typing import Any, Literal
 import pytest
 
 from june.audio import decode
-from june.bench.voice import Question
+from june.bench.recordings import Question
 from june.conversation.answering import choose_mode
 from june.conversation.attending import Desk
 from june.conversation.deciding import Rules, place

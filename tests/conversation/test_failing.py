@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from june.bench.voice import Question
+from june.bench.recordings import Question
 from june.errors import SENTENCES, DeliveryError, GenerationError, SynthesisError
 from june.settings import Settings
 from tests.api_client import Office

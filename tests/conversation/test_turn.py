@@ -13,7 +13,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from june.audio import decode
-from june.bench.voice import Question, wrong_words
+from june.bench.recordings import Question, wrong_words
 from june.conversation.gathering import Gathering
 from june.conversation.speakable import speakable
 from june.conversation.turn import (

@@ -26,7 +26,7 @@ import pytest
 import yaml
 from aiohttp import ClientSession
 
-from june.bench.voice import Question
+from june.bench.recordings import Question
 from june.models import STARTER
 from june.sections import PROJECT_ROOT
 from june.settings import Settings, complete_settings

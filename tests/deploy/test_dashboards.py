@@ -17,7 +17,7 @@ import yaml
 from aiohttp import ClientSession, web
 
 from deploy.dashboards import FOLDER, PAGES, render
-from june.bench.voice import Question
+from june.bench.recordings import Question
 from june.sections import PROJECT_ROOT
 from tests.program import running, write_settings
 from tests.telegram_server import ALICE, TelegramServer

@@ -20,7 +20,7 @@ import pytest
 from aiohttp import web
 
 from june.audio import decode
-from june.bench.voice import Question, wrong_words
+from june.bench.recordings import Question, wrong_words
 from june.models import load_catalogue
 from june.sections import PROJECT_ROOT
 from june.settings import Settings

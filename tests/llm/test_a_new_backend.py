@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from june.bench.voice import Question
+from june.bench.recordings import Question
 from june.sections import PROJECT_ROOT
 from tests.conftest import STT, TTS
 from tests.documents import follow

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from june.bench.voice import Question
+from june.bench.recordings import Question
 from june.errors import GenerationError, ModelChangeError, ModelFileError, ModelLoadError
 from june.llm import ChatModel
 from june.llm.llama_cpp.model import LlamaCpp

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from june import hardware
 from june.audio import decode
-from june.bench.voice import Question, wrong_words
+from june.bench.recordings import Question, wrong_words
 from june.errors import ModelLoadError
 from june.messages import Pcm, Transcript
 from june.models import LocalModel

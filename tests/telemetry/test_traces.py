@@ -16,7 +16,7 @@ from aiohttp import ClientSession
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 from june.app import serve
-from june.bench.voice import Question
+from june.bench.recordings import Question
 from june.errors import StageError
 from june.sections import TelemetrySettings
 from june.settings import load_settings
