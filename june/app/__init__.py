@@ -223,7 +223,7 @@ class June:
         await self._store.conversations.move(old, new)
         try:
             await self._forget(old)
-        except GenerationError as error:  # what was said is kept, and the oldest states are deleted in time
+        except GenerationError as error:  # what was said is kept, and the rest is deleted in time
             count_error("llm", error.code)
             log.warning("state.kept", detail=str(error))
 

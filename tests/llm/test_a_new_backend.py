@@ -16,7 +16,7 @@ from tests.documents import follow
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A copy of june with the page's language model, and the files of the other two models only."""
+    """Return a copy of june with the page's language model, and the files of the other two models only."""
     follow("A language model", tmp_path, table="june/llm/__init__.py")
     (tmp_path / "own").mkdir()
     for name in (STT, TTS):

@@ -8,7 +8,7 @@ from june.llm.reasoning import CLOSE, OPEN, ReasoningSplitter
 
 
 def split(*pieces: str, thinking: bool = False) -> tuple[str, str]:
-    """The whole answer and the whole thought."""
+    """Return the whole answer and the whole thought."""
     splitter = ReasoningSplitter(thinking=thinking)
     parts = [splitter.feed(piece) for piece in pieces] + [splitter.finish()]
     return "".join(text for text, _ in parts), "".join(reasoning for _, reasoning in parts)

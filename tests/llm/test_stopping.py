@@ -7,7 +7,7 @@ from june.llm.stopping import StopStrings
 
 
 def stopped(pieces: list[str], strings: tuple[str, ...]) -> tuple[str, bool]:
-    """The text that comes out, and whether it was stopped."""
+    """Return the text that comes out, and whether it was stopped."""
     stop = StopStrings(strings)
     text = "".join([*map(stop.feed, pieces), stop.finish()])
     return text, stop.found

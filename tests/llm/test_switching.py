@@ -61,7 +61,7 @@ class Shelf:
     missing: set[str] = field(default_factory=set)
 
     async def create(self, name: str) -> NamedLlm:
-        """The model of that name, not yet loaded."""
+        """Return the model of that name, not yet loaded."""
         if name in self.missing:
             raise ModelFileError(f"{name} is not here.")
         return NamedLlm(name=name, pieces=(name, "!"), events=self.events, fails=name in self.broken)

@@ -19,12 +19,12 @@ CALLED = ToolCall("id", "weather", {"city": "Köln", "days": 2})
 
 
 def tagged() -> TaggedCalls:
-    """A reader whose calls all have the same id."""
+    """Return a reader whose calls all have the same id."""
     return TaggedCalls(NAMES, lambda: "id")
 
 
 def read(reader: CallReader, *pieces: str) -> tuple[str, list[ToolCall]]:
-    """The whole text, and all calls."""
+    """Return the whole text, and all calls."""
     parts = [part for piece in pieces for part in reader.feed(piece)] + [*reader.finish()]
     text = "".join(part for part in parts if isinstance(part, str))
     return text, [part for part in parts if isinstance(part, ToolCall)]

@@ -112,7 +112,7 @@ def reply_grammar(tools: Iterable[Tool]) -> str:
 
 
 def refuse_bottomless(gbnf: str) -> None:
-    """Returns if llama.cpp can read a grammar of this size.
+    """Return if llama.cpp can read a grammar of this size.
 
     Raises:
         GenerationError: it would end the process (code "bad_grammar").

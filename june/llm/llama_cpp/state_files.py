@@ -137,7 +137,7 @@ class StateFiles:
         try:
             _delete_conversation(self._directory, conversation)
         except OSError as error:
-            log.warning("state.retained", detail=error.strerror)
+            log.warning("state.kept", detail=error.strerror)
 
     async def forget(self, conversation: str) -> None:
         """Delete what is kept of a conversation, of all models, also what is being written.

@@ -68,7 +68,7 @@ def asks(name: str, *, system: str = SYSTEM, max_tokens: int = FORCED) -> ChatRe
 
 
 def logits_of(engine: Forced, name: str, *requests: ChatRequest) -> Logits:
-    """The logits of one of several that are written at once: (tokens, vocabulary)."""
+    """Return the logits of one of several that are written at once: (tokens, vocabulary)."""
     engine.logits.clear()
     run(engine, *(replace(each, ignore_eos=False) for each in requests))  # nothing is written into the logits
     assert len(engine.logits[name]) == FORCED
@@ -224,7 +224,7 @@ def resident_bytes() -> int:
 
 
 def churn(engine: Engine, requests: int) -> EngineStats:
-    """Requests of mixed length in random order, a third of them given up at a random moment."""
+    """Make requests of mixed length in random order, and give a third of them up at a random moment."""
     dice = random.Random(7)  # noqa: S311 - no secret
     emojis = "🎉🦄🍕🚀🌍🎸🐢🔥🎈🐙"
     open_ones: dict[Listener, str] = {}

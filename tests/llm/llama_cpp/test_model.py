@@ -81,7 +81,7 @@ async def another(
 
 @pytest.fixture(scope="module")
 async def single(settings: Settings, model_paths: dict[str, Path]) -> AsyncIterator[LlamaCpp]:
-    """The model with one slot, where a conversation is always in the same place."""
+    """Return the model with one slot, where a conversation is always in the same place."""
     async with another(settings.llm.model_copy(update={"slots": 1}), model_paths[LLM]) as llm:
         yield llm
 
@@ -205,7 +205,7 @@ def says(words: str, conversation: str = "", max_tokens: int = 40) -> ChatReques
 
 
 def written_in(text: str) -> set[str]:
-    """The characters of an answer; how often it repeats them is not sure."""
+    """Return the characters of an answer; how often it repeats them is not sure."""
     return set("".join(text.split()))
 
 
@@ -374,7 +374,7 @@ async def with_engine(
     work: Callable[[E], T],
     own: LlamaCppSettings = DEFAULTS,
 ) -> T:
-    """What `work` returns on a thread of its own with an engine of its own."""
+    """Return what `work` returns on a thread of its own with an engine of its own."""
 
     def job(_stop: StopFlag) -> T:
         source = LocalModel(CATALOGUE[LLM], path)
@@ -404,7 +404,7 @@ def run(engine: Engine, *requests: ChatRequest) -> list[Listener]:
 async def read_all(
     make: type[Engine], llm_settings: LlmSettings, path: Path, requests: Iterable[ChatRequest]
 ) -> list[Listener]:
-    """What each is answered when all ask before the first batch."""
+    """Return what each is answered when all ask before the first batch."""
     return await with_engine(make, llm_settings, path, lambda engine: run(engine, *requests))
 
 

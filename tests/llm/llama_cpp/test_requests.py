@@ -81,7 +81,7 @@ async def answer(llm: LlamaCpp, request: ChatRequest) -> Answered:
 
 @pytest.fixture(scope="module")
 async def single(settings: Settings, model_paths: dict[str, Path]) -> AsyncIterator[LlamaCpp]:
-    """The model with one slot, where a conversation is always in the same place."""
+    """Return the model with one slot, where a conversation is always in the same place."""
     async with another(settings.llm.model_copy(update={"slots": 1}), model_paths[LLM]) as llm:
         yield llm
 
@@ -228,7 +228,7 @@ async def test_an_answer_that_may_grow_for_ever_is_cut_off_or_follows_its_schema
 
 @pytest.fixture
 def hold(monkeypatch: pytest.MonkeyPatch) -> Hold:
-    """Holds the answers to one question to any grammar, be it one that is made of no schema."""
+    """Return what holds the answers to one question to any grammar, also to one that no schema makes."""
 
     def hold_to(gbnf: str, question: str) -> None:
         def grammar(prompt: Prompt) -> str:

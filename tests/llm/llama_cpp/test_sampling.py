@@ -25,7 +25,7 @@ class SmallVocabulary:
 
 
 def drawn_from(row: "np.ndarray[Any, Any]", sampler: Sampler) -> int:
-    """What the sampler draws from a copy of the row, after one that is nobody's."""
+    """Return what the sampler draws from a copy of the row, after one that is nobody's."""
     both = np.stack([np.flip(row), row])
     logits = LogitRows(both.ctypes.data, N_TOKENS)
     other = SimpleNamespace(kernel_draw=None)
@@ -34,7 +34,7 @@ def drawn_from(row: "np.ndarray[Any, Any]", sampler: Sampler) -> int:
 
 
 def by_llama_cpp(sampling: Sampling, rows: "list[np.ndarray[Any, Any]]") -> list[int]:
-    """What llama.cpp draws from each row, with all of its samplers in its own order."""
+    """Return what llama.cpp draws from each row, with all of its samplers in its own order."""
     chain = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
     never = (llama_cpp.llama_logit_bias * 1)(llama_cpp.llama_logit_bias(7, -float("inf")))
     assert sampling.seed is not None

@@ -53,7 +53,7 @@ class Cache:
         assert self.used <= KV_TOKENS
 
     def holds(self, sequence: int) -> list[int]:
-        """The tokens of a sequence."""
+        """Return the tokens of a sequence."""
         return [cell[0] for cell in self.sequences[sequence]]
 
     @property
@@ -329,7 +329,7 @@ def test_it_tells_who_was_admitted_and_who_lost_their_place() -> None:
 
 @pytest.fixture
 def shelved() -> tuple[Desk, Shelf]:
-    """A desk with a shelf that holds ann's conversation, who has left the cache."""
+    """Return a desk with a shelf that holds ann's conversation, who has left the cache."""
     return without_ann(Cache())
 
 
@@ -536,7 +536,7 @@ class Conversations(RuleBasedStateMachine):
 
     @rule()
     def damage_what_is_saved(self) -> None:
-        """A disk fails, or is mended."""
+        """Let a disk fail, or be mended."""
         self.shelf.damaged = not self.shelf.damaged
 
     @rule()
@@ -576,7 +576,7 @@ class Conversations(RuleBasedStateMachine):
 
     @invariant()
     def the_cache_has_room_for_all_that_runs(self) -> None:
-        """What was promised is there."""
+        """Check that what was promised is there."""
         to_come = sum(each.kv_tokens - len(each.sequence.tokens) for each in self.running())
         assert self.cache.used + to_come <= KV_TOKENS
         assert self.desk.sequences.used_tokens == self.cache.used

@@ -57,7 +57,7 @@ def kept(folder: Path) -> set[str]:
 
 
 def keep(folder: Path, *conversations: str, model: str = "small-f16") -> list[Path]:
-    """The files of these conversations, saved in this order."""
+    """Return the files of these conversations, saved in this order."""
     saved: list[Path] = []
     for conversation in conversations:
         with opened(folder, model) as files:
@@ -213,7 +213,7 @@ async def answer(llm: LlamaCpp, request: ChatRequest) -> Answer:
 
 @pytest.fixture
 def own(tmp_path: Path) -> LlamaCppSettings:
-    """Settings with a folder for what is saved."""
+    """Return settings with a folder for what is saved."""
     return LlamaCppSettings(state_dir=tmp_path / "states")
 
 
