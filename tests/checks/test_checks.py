@@ -280,6 +280,13 @@ def test_a_large_model_without_a_gpu_is_refused() -> None:
     assert "no NVIDIA GPU was found" in finding.found
 
 
+def test_a_gpu_that_llama_cpp_was_not_built_for_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("june.llm.llama_cpp.library.gpu_offload_supported", lambda: False)
+    gpu = Gpu("GPU of a test", 48_000_000_000, 40_000_000_000, (8, 9), unified_memory=False)
+    found = {each.name: each for each in models.gpu_libraries(Settings(), (gpu,))}
+    assert found["cuda, llm"].found == "llama.cpp was built without CUDA"
+
+
 def test_a_large_model_of_the_owners_own_without_a_gpu_is_refused(tmp_path: Path) -> None:
     file = write(tmp_path / "large.gguf", gguf(tensors=[(100_000, 100_000)]))
     settings = write_settings(tmp_path, llm={"model": str(file), "context_tokens": 2048})
