@@ -204,9 +204,13 @@ def _pullable(settings: Settings, token: str) -> list[ModelFiles]:
 def find_llms(settings: Settings) -> dict[str, str]:
     """Return what the settings would call each language model that june can have, by its name."""
     if find_backend(llm.BACKENDS, settings.llm.backend, "llm.backend").opens == "endpoint":
-        source = parse_endpoint(settings.llm.model)
-        return {source.name or settings.llm.backend: settings.llm.model}
+        return {_llm_name(settings, parse_endpoint(settings.llm.model)): settings.llm.model}
     return present_llms(settings.llm.model, load_catalogue(), settings.models.directory)
+
+
+def _llm_name(settings: Settings, source: Source) -> str:
+    """Return what people and logs call the language model; one without a name is called as its backend."""
+    return source.name or settings.llm.backend or next(iter(llm.BACKENDS))
 
 
 async def _create_llm(settings: Settings, name: str) -> ChatModel:
@@ -262,7 +266,7 @@ async def open_models(settings: Settings) -> AsyncIterator[Models]:
             stt.create(settings.stt, chosen.stt),
             SwitchableModel(
                 partial(_create_llm, settings),
-                chosen.llm.name or settings.llm.backend,
+                _llm_name(settings, chosen.llm),
                 llm.create(settings.llm, chosen.llm),
             ),
             tts.create(settings.tts, chosen.tts, chosen.voices),

@@ -29,6 +29,7 @@ from june.llm.llama_cpp.settings import LlamaCppSettings
 from june.messages import Sampling
 from june.models import Model
 from june.sections import PROJECT_ROOT, LlmSettings
+from june.workers import run_aside
 
 MAX_LINE_BYTES = 2**24
 READ_TOKENS = 128
@@ -252,7 +253,7 @@ class LlmBench:
         }
         report = {
             "suite": "llm",
-            "machine": machine(),
+            "machine": await run_aside(lambda _: machine()),  # it asks the GPU's driver
             "model": self._model.name,
             "same_weights": plan.same_weights,
             "runs": [_run(name, together, each) for (name, together), each in rates.items()],

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from june import hardware, lineup, llm
 from june.checks import Finding
-from june.errors import JuneError
+from june.errors import JuneError, SettingsError
 from june.hardware import Gpu
 from june.lineup import ChosenModels
 from june.models import STT_WORKSPACE_BYTES, Endpoint, LocalModel, Source, require
@@ -42,9 +42,10 @@ def gpu_libraries(settings: Settings, found: tuple[Gpu, ...]) -> Iterator[Findin
     if missing and settings.stt.device != "cpu":
         remedy = "Install CUDA 12 (nvidia-cublas-cu12); until then speech to text uses the CPU."
         yield Finding("cuda, stt", "warning", f"not found: {', '.join(missing)}", remedy)
-    if settings.llm.backend not in llm.BACKENDS:  # the choice of the models says so
+    try:
+        use = llm.unloaded(settings.llm).gpu_use()
+    except SettingsError:  # the choice of the models says what is wrong
         return
-    use = llm.unloaded(settings.llm).gpu_use()
     if use.is_wanted and use.obstacle:
         yield Finding("cuda, llm", "warning", use.obstacle, use.remedy)
 
@@ -138,16 +139,18 @@ def memory(settings: Settings, models: ChosenModels | None, found: tuple[Gpu, ..
     except JuneError as error:
         yield Finding("gpu memory", "failed", str(error), "Choose a smaller model, or free the GPU's memory.")
         return
-    cache = f"with {need.cache_tokens} tokens of cache for {settings.llm.slots} conversations"
+    cache = ""
+    if need.cache_tokens:
+        cache = f" with {need.cache_tokens} tokens of cache for {settings.llm.slots} conversations"
     if need.gpu_bytes:
         gpu = max(found, key=lambda gpu: gpu.free_bytes)
         told = (
-            f"{gpu.name} has {_gb(gpu.free_bytes)} free; the models there take {_gb(need.gpu_bytes)} {cache}"
+            f"{gpu.name} has {_gb(gpu.free_bytes)} free; the models there take {_gb(need.gpu_bytes)}{cache}"
         )
         remedy = f"End what else uses it (june itself, if it runs), {need.smaller}or take a smaller model."
         yield _enough("gpu memory", told, remedy, free_bytes=gpu.free_bytes, needed_bytes=need.gpu_bytes)
     remedy = f"End other programs, raise the container's limit, {need.smaller}or take a smaller model."
-    told = f"{has}; june takes some {_gb(need.ram_bytes)}" + ("" if need.gpu_bytes else f" {cache}")
+    told = f"{has}; june takes some {_gb(need.ram_bytes)}" + ("" if need.gpu_bytes else cache)
     yield _enough("memory", told, remedy, free_bytes=available_bytes, needed_bytes=need.ram_bytes)
 
 

@@ -125,7 +125,7 @@ def find_faults(
             faults[file.name] = fault
         elif file.sha256:
             good[file.name] = stamp
-    if good != stamps:
+    if good != stamps and any(file.sha256 for file in model.files):  # else it is the owner's own folder
         _write_stamps(folder, good)
     return faults
 

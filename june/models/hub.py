@@ -23,7 +23,7 @@ from pydantic import ValidationError
 
 from june.errors import ModelFileError
 from june.models.catalogue import HuggingFaceRepo, ModelFile, Role
-from june.models.own import split_parts
+from june.models.own_llm import split_parts
 from june.models.references import Pinned, Place, parse_place, read_pinned, require_role, write_pinned
 from june.workers import StopFlag
 

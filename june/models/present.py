@@ -7,7 +7,8 @@ from pathlib import Path
 from june.errors import ModelFileError
 from june.models.catalogue import Catalogue, Role
 from june.models.files import is_present
-from june.models.own import SPLIT, gguf_file
+from june.models.own_files import SPLIT
+from june.models.own_llm import gguf_file
 from june.models.references import PINNED_FILE, Pinned, find, is_path, read_pinned_file
 from june.models.sources import LocalModel
 

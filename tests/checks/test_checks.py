@@ -28,6 +28,7 @@ from june.sections import PROJECT_ROOT, LlmSettings
 from june.settings import Settings, complete_settings
 from tests.conftest import CATALOGUE
 from tests.discord_server import DiscordServer
+from tests.models.gguf_writer import gguf, write
 from tests.program import write_settings
 from tests.telegram_server import TelegramServer
 
@@ -277,6 +278,41 @@ def test_a_large_model_without_a_gpu_is_refused() -> None:
     (finding,) = models.memory(Settings(), chosen("qwen3-32b"), ())
     assert (finding.name, finding.status) == ("gpu memory", "failed")
     assert "no NVIDIA GPU was found" in finding.found
+
+
+def test_a_gpu_that_llama_cpp_was_not_built_for_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("june.llm.llama_cpp.library.gpu_offload_supported", lambda: False)
+    gpu = Gpu("GPU of a test", 48_000_000_000, 40_000_000_000, (8, 9), unified_memory=False)
+    found = {each.name: each for each in models.gpu_libraries(Settings(), (gpu,))}
+    assert found["cuda, llm"].found == "llama.cpp was built without CUDA"
+
+
+def test_a_large_model_of_the_owners_own_without_a_gpu_is_refused(tmp_path: Path) -> None:
+    file = write(tmp_path / "large.gguf", gguf(tensors=[(100_000, 100_000)]))
+    settings = write_settings(tmp_path, llm={"model": str(file), "context_tokens": 2048})
+    status, found = findings("--settings", settings)
+    assert status == 1
+    assert found["llm"]["found"] == "large.gguf, your own"
+    assert "large.gguf has 10 billion parameters, more than" in found["gpu memory"]["found"]
+
+
+def test_what_is_wrong_with_a_file_of_the_owners_own_is_told(tmp_path: Path) -> None:
+    file = write(tmp_path / "broken.gguf", b"<html>")
+    status, found = findings("--settings", write_settings(tmp_path, llm={"model": "./broken.gguf"}))
+    assert status == 1
+    assert f"llm.model: {file} is not a GGUF file that june can use" in found["models"]["found"]
+
+
+@pytest.mark.parametrize("is_pulled_at_start", [False, True])
+def test_a_model_on_hugging_face_that_is_not_here_is_told(is_pulled_at_start: bool, tmp_path: Path) -> None:
+    sections: dict[str, dict[str, Any]] = {
+        "models": {"pull_at_start": is_pulled_at_start},
+        "llm": {"model": "hf:a/b/c.gguf"},
+    }
+    status, found = findings("--settings", write_settings(tmp_path, **sections))
+    assert (status, found["models"]["status"]) == ((0, "warning") if is_pulled_at_start else (1, "failed"))
+    remedy = "june pulls it" if is_pulled_at_start else "python -m june models pull hf:a/b/c.gguf"
+    assert remedy in found["models"]["remedy"]
 
 
 @pytest.mark.parametrize(("free_gb", "status"), [(40, "ok"), (21.5, "warning")])

@@ -51,6 +51,7 @@ def test_nothing_asks_for_files_of_a_model_that_has_none(folder: Path) -> None:
     found = {each["name"]: each for each in json.loads(run(folder, "check", "--json"))["findings"]}
     assert found["llm"]["status"] == "ok"
     assert found["memory"]["status"] == "ok"
+    assert "tokens of cache" not in found["memory"]["found"]
     assert "0.0 GB" not in run(folder, "models", "list")
     assert run(folder, "models", "verify").count("verified") == 2
 

@@ -5,8 +5,11 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
+
+from june.models import Catalogue, load_catalogue
 
 
 def sha256(data: bytes) -> str:
@@ -15,6 +18,33 @@ def sha256(data: bytes) -> str:
 
 def noise(seed: str, size_bytes: int) -> bytes:
     return hashlib.shake_128(seed.encode()).digest(size_bytes)
+
+
+CONTENT = noise("a file", 300_000)
+
+
+def model_toml(source: str, **files: bytes | tuple[bytes, list[str]]) -> str:
+    """A catalogue of one speech-to-text model; a file is its content, or content and members."""
+    rows = []
+    for name, value in files.items():
+        data, members = value if isinstance(value, tuple) else (value, [])
+        rows.append(
+            f'{{ name = "{name.replace("_", ".")}", size_bytes = {len(data)}, sha256 = "{sha256(data)}", '
+            f"members = {members} }}"
+        )
+    return (
+        '[small]\nrole = "stt"\nformat = "ctranslate2"\nlicence = "MIT"\nlanguages = ["en"]\n'
+        f"parameters_b = 0.001\n{source}\nfiles = [{', '.join(rows)}]\n"
+    )
+
+
+HUGGING_FACE = f'huggingface = {{ repo = "some/model", revision = "{"a" * 40}" }}'
+
+
+def catalogue_of(text: str, tmp_path: Path) -> Catalogue:
+    file = tmp_path / "catalogue.toml"
+    file.write_text(text)
+    return load_catalogue(file)
 
 
 def _kind(path: str) -> str:
