@@ -43,7 +43,7 @@ class Doorstep:
         return [row for row in await self.store.history.entries(limit=1000) if row.direction == "out"]
 
     async def stored(self) -> list[str]:
-        """The platform's ids of everything in the inbox."""
+        """Return the platform's ids of everything in the inbox."""
         return [
             row.platform_message_id
             for row in await self.store.history.entries(limit=1000)
