@@ -104,7 +104,7 @@ def note(user: str = BOB, duration_s: float = 60, size_bytes: int = 1000, **chan
 
 
 def answered(message: Inbound) -> Inbound:
-    """The message as it is stored if june answers it."""
+    """Return the message as it is stored if june answers it."""
     return replace(message, route="assistant")
 
 
