@@ -109,7 +109,7 @@ class Settings(_Root):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """The environment, then secret files, then the settings file, which comes as arguments."""
+        """Return the environment, then secret files, then the settings file, which comes as arguments."""
         del settings_cls, dotenv_settings
         secrets = NestedSecretsSettingsSource(
             file_secret_settings,
@@ -270,7 +270,7 @@ def _secrets_dir() -> Path:
 
 
 def _names_outside() -> Iterator[tuple[str, list[str]]]:
-    """What a sentence calls each variable and secret file of june's, and the parts of its name."""
+    """Yield what a sentence calls each variable and secret file of june's, and the parts of its name."""
     names = [(f"environment variable {variable}", variable.lower()) for variable in os.environ]
     names += [(f"secret file {file.name}", file.name.lower()) for file in sorted(_secrets_dir().glob("*"))]
     for source, name in names:

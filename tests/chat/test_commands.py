@@ -66,7 +66,7 @@ class Desk:
     async def receive(
         self, words: str, user: str = OWNER, chat: str = CHAT, kind: Literal["text", "command"] = "command"
     ) -> int:
-        """The inbox id of a message."""
+        """Receive a message, and return its id in the inbox."""
         self.messages += 1
         message = Inbound(
             "telegram", f"m{self.messages}", chat, user, "Bob", kind, words, is_group=chat == GROUP
@@ -77,7 +77,7 @@ class Desk:
         return row.id
 
     async def run(self, words: str, user: str = OWNER, chat: str = CHAT) -> str:
-        """The answer to a command that was received and claimed as june does it."""
+        """Return the answer to a command that was received and claimed as june does it."""
         await self.receive(words, user, chat)
         row = await self.store.inbox.claim(exclude_chats=(), lease_s=60)
         assert row is not None
@@ -86,7 +86,7 @@ class Desk:
         return answer
 
     async def converse(self, question: str) -> None:
-        """A question and its answer."""
+        """Store a question and its answer."""
         message_id = await self.receive(question, kind="text")
         await self.store.inbox.claim(exclude_chats=(), lease_s=60)
         await self.store.inbox.finish(message_id, [], outcome="answered", answer="Blue.")

@@ -61,12 +61,12 @@ class Desk:
         return self.now_s
 
     def delivery(self) -> Delivery:
-        """A delivery that is not running."""
+        """Return a delivery that is not running."""
         return Delivery(self.store, {self.app.platform: self.app}, self.settings, clock=self.clock)
 
     @asynccontextmanager
     async def delivering(self) -> AsyncIterator[Delivery]:
-        """A delivery that runs during the block."""
+        """Run a delivery during the block."""
         delivery = self.delivery()
         running = asyncio.create_task(delivery.run())
         try:
@@ -652,7 +652,7 @@ def to_the_owner(text: str = "Hello") -> Outbound:
 
 @asynccontextmanager
 async def on_both_apps(desk: Desk) -> AsyncIterator[FakeAdapter]:
-    """A delivery to two apps; the second is given."""
+    """Return a delivery to two apps; the second is given."""
     discord = FakeAdapter("discord")
     apps: dict[Platform, FakeAdapter] = {"telegram": desk.app, "discord": discord}
     delivery = Delivery(desk.store, apps, desk.settings, clock=desk.clock)

@@ -78,7 +78,7 @@ class MemoryIntake:
         return self.cursors.get(name, "")
 
     async def has(self, count: int) -> list[Inbound]:
-        """What was accepted, as soon as it is so many messages."""
+        """Return what was accepted, as soon as it is so many messages."""
         async with asyncio.timeout(20), self._changed:
             await self._changed.wait_for(lambda: len(self.accepted) >= count)
         return self.accepted
@@ -145,7 +145,7 @@ def fast_reconnects(monkeypatch: pytest.MonkeyPatch) -> None:
 async def running(
     adapter: WatchedDiscord, intake: MemoryIntake, commands: Sequence[CommandInfo] = COMMANDS
 ) -> AsyncIterator[asyncio.Task[None]]:
-    """The adapter, connected, until the block ends."""
+    """Run the adapter, connected, until the block ends."""
     task = asyncio.create_task(adapter.run(intake, commands))
     connected = asyncio.create_task(adapter.went("up"))
     await asyncio.wait((task, connected), return_when=asyncio.FIRST_COMPLETED)

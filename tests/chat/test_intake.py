@@ -43,7 +43,7 @@ class Doorstep:
         return [row for row in await self.store.history.entries(limit=1000) if row.direction == "out"]
 
     async def stored(self) -> list[str]:
-        """The platform's ids of everything in the inbox."""
+        """Return the platform's ids of everything in the inbox."""
         return [
             row.platform_message_id
             for row in await self.store.history.entries(limit=1000)
@@ -104,7 +104,7 @@ def note(user: str = BOB, duration_s: float = 60, size_bytes: int = 1000, **chan
 
 
 def answered(message: Inbound) -> Inbound:
-    """The message as it is stored if june answers it."""
+    """Return the message as it is stored if june answers it."""
     return replace(message, route="assistant")
 
 

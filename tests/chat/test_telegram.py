@@ -69,7 +69,7 @@ class Inbox:
         self._changed.set()
 
     async def cursor(self, name: str) -> str:
-        """The last one."""
+        """Return the last one."""
         return self.cursors.get(name, "")
 
     async def count(self, number: int) -> list[Inbound]:
@@ -95,7 +95,7 @@ class Events:
         raise structlog.DropEvent
 
     async def wait_for(self, name: str) -> MutableMapping[str, Any]:
-        """The first event of that name."""
+        """Return the first event of that name."""
         async with asyncio.timeout(10):
             while not (found := [event for event in self.seen if event["event"] == name]):
                 self._changed.clear()
@@ -162,7 +162,7 @@ def is_up() -> float | None:
 
 
 async def received(telegram: Telegram, inbox: Inbox, server: TelegramServer) -> list[Inbound]:
-    """What june accepts of what was pushed, and of one more message after it."""
+    """Return what june accepts of what was pushed; one more message marks the end."""
     server.push("the last one")
     async with running(telegram, inbox):
         async with asyncio.timeout(10):
@@ -565,7 +565,7 @@ async def test_cancelling_ends_the_intake_and_sending_still_works(
 
 @pytest.fixture
 def webhook(server: TelegramServer, adapters: list[Telegram]) -> tuple[Telegram, str]:
-    """An adapter that is called, and the address behind the public one."""
+    """Return an adapter that is called, and the address behind the public one."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     settings = TelegramSettings.model_validate(
@@ -698,7 +698,7 @@ def test_settings_that_cannot_work_are_refused(wrong: dict[str, str]) -> None:
 
 
 def note(server: TelegramServer, data: bytes = b"OggS" * 1000, **file: Any) -> Inbound:
-    """A voice message, as it arrived."""
+    """Return a voice message as it arrived."""
     message_id = server.push_file("voice", data, file=file)
     voice = server.messages[ALICE, message_id]["voice"]
     attachment = Attachment(voice["file_id"], voice["file_size"], 3.0)

@@ -34,7 +34,7 @@ MODULE, LINE = code_blocks(PAGE, "python")
 
 @pytest.fixture
 def folder_app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    """The module of the page, where the page says that it stands, and its line in the table."""
+    """Import the module of the page, where the page says that it stands, with its line in the table."""
     ((name, path),) = ast.literal_eval(f"{{{LINE}}}").items()
     (tmp_path / "code").mkdir()
     (tmp_path / "code" / "folder.py").write_text(MODULE)
@@ -46,7 +46,7 @@ def folder_app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Modu
 
 @pytest.fixture
 def settings_file(tmp_path: Path, folder_app: ModuleType) -> Path:
-    """The page's settings, with a folder of the test's."""
+    """Write the page's settings, with a folder of the test's."""
     sections = tomllib.loads(SETTINGS)
     sections[folder_app.APP.name]["path"] = str(tmp_path / "chat")
     (tmp_path / "chat").mkdir()
