@@ -130,10 +130,14 @@ def test_every_command_is_described() -> None:
     ] == []
 
 
-def test_the_layers_shown_are_those_of_the_import_contract() -> None:
+def test_the_layers_and_rooms_are_those_of_the_import_contract() -> None:
     (shown,) = code_blocks(section("docs/architecture.md", "Who may import whom"), "text")
     pyproject = tomllib.loads((PROJECT_ROOT / "pyproject.toml").read_text("utf-8"))
-    assert shown.splitlines() == pyproject["tool"]["importlinter"]["contracts"][0]["layers"]
+    layers = pyproject["tool"]["importlinter"]["contracts"][0]["layers"]
+    assert shown.splitlines() == layers
+    table = section("docs/architecture.md", "The rooms")
+    rooms = {room for layer in layers for room in layer.split(" | ")} - {"__main__"}
+    assert [room for room in sorted(rooms) if f"`{room}`" not in table] == []
 
 
 def test_pre_commit_runs_what_make_lint_runs() -> None:
