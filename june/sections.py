@@ -191,7 +191,7 @@ class TtsSettings(ModelSection):
     threads: int = Field(default=0, ge=0, le=1024)
     """CPU threads; 0: one for each core, four at the most."""
     kernel: Literal["auto", "onnxruntime"] = "auto"
-    """"auto": june's own, in bfloat16, where the CPU and the voice allow it; "onnxruntime": never."""
+    """"auto": june's own kernels in bfloat16, if the CPU and the voice support them; "onnxruntime": never."""
     speed: float = Field(default=1.0, ge=0.5, le=2)
     """Speaking rate; 2 is twice as fast."""
     sentence_pause_s: float = Field(default=0.3, ge=0, le=5)

@@ -70,10 +70,10 @@ class _Root(BaseSettings):
 
 
 class Settings(_Root):
-    """All settings; one field a section.
+    """All settings, with one field for each section.
 
-    `complete_settings` adds the sections of the chat apps, and those of engines within [stt], [llm] and
-    [tts], which only their tables name.
+    `complete_settings` adds the sections of the chat apps, and the engines' own sections within [stt], [llm]
+    and [tts]; only the tables of apps and engines name them.
     """
 
     models: ModelsSettings = ModelsSettings()
@@ -97,7 +97,7 @@ class Settings(_Root):
         return section
 
     def secret_values(self) -> tuple[str, ...]:
-        """Each secret that is set, for whoever must keep it out of what is shown."""
+        """Return each secret that is set, so that it can be kept out of all output."""
         return tuple(value for name in type(self).model_fields for value in _secrets(getattr(self, name)))
 
     @classmethod
@@ -140,7 +140,7 @@ def complete_settings() -> type[Settings]:
 
 
 Engines = tuple[tuple[str, tuple[tuple[str, type[Section]], ...]], ...]
-"""The own sections of engines, by room and name; in tuples, since what is cached needs a hash."""
+"""The engines' own sections, by room and name; tuples, since arguments of a cached function are hashed."""
 
 
 @cache
@@ -184,7 +184,7 @@ def load_settings(file: Path | None = None) -> Settings:
         raise SettingsError(f"secret file {Path(error.filename).name}: {error.strerror}.") from None
     except UnicodeDecodeError:
         raise SettingsError(f"secret files in {_secrets_dir()}: expected UTF-8 text.") from None
-    except UnreadableSourceError as error:  # the folder is too large; never the value
+    except UnreadableSourceError as error:  # the folder is too large; the text never holds a value
         raise SettingsError(f"secret files: {error}.") from None
     _check_people(settings, _variable_or_secret)
     folder = chosen.resolve().parent
@@ -197,7 +197,7 @@ def load_settings(file: Path | None = None) -> Settings:
 
 
 def _beside(section: Section, folder: Path) -> Section:
-    """Return the section with absolute paths; they are relative to the folder of the settings file."""
+    """Return the section with absolute paths; relative ones start at the settings file's folder."""
     changed: dict[str, Any] = {}
     for name, value in section:
         if isinstance(value, Section):
@@ -211,7 +211,7 @@ S = TypeVar("S", SttSettings, LlmSettings, TtsSettings)
 
 
 def _with_own_paths(section: S, name: str, folder: Path) -> S:
-    """Return the section with the paths of the owner's own models relative to the settings file's folder."""
+    """Return the section with absolute paths of the owner's own models, in the same way."""
     try:
         changed: dict[str, Any] = {"model": own_path(section.model, folder)}
         if isinstance(section, TtsSettings):
@@ -232,10 +232,10 @@ def _file_model(complete: type[Settings]) -> type[BaseModel]:
 
 
 def _check_people(settings: Any, name_source: Callable[[tuple[str, ...]], str]) -> None:
-    """Refuse whoever cannot be a person on one of the chat apps.
+    """Check that each person in [access] has the form of a person on one of the chat apps.
 
     Raises:
-        SettingsError: somebody in [access] cannot be.
+        SettingsError: an entry does not have this form.
     """
     for key in ("owners", "allowed"):
         if not all(map(is_person, getattr(settings.access, key))):
@@ -256,7 +256,7 @@ def _read_toml(file: Path) -> dict[str, Any]:
     except RecursionError:
         raise SettingsError(f"{file.name}: expected tables of plain values, not nested so deeply.") from None
     except ValueError as error:  # a TOMLDecodeError, or an integer of thousands of digits
-        # The parser's message names the place, and may quote a single character there.
+        # The parser's message names the place and may quote one character there.
         place = re.search(r"\(at (.*)\)$", str(error))
         where = f" at {place[1]}" if place else ""
         raise SettingsError(f"{file.name}: expected TOML, and found something else{where}.") from None
@@ -279,10 +279,10 @@ def _names_outside() -> Iterator[tuple[str, list[str]]]:
 
 
 def _refuse_unknown_names(sections: Mapping[str, type[Section]]) -> None:
-    """Refuse what would otherwise be ignored without a word.
+    """Refuse variables and secret files that would otherwise be ignored silently.
 
     Raises:
-        SettingsError: a variable or a secret file names no section that there is, or not a single key of one.
+        SettingsError: a name has an unknown section, or is not the name of one key.
     """
     for source, (name, *keys) in _names_outside():
         if name not in sections:
@@ -295,7 +295,7 @@ def _refuse_unknown_names(sections: Mapping[str, type[Section]]) -> None:
 
 
 def _sections_of(section: type[Section]) -> dict[str, type[Section]]:
-    """Return the sections within a section, by their names."""
+    """Return the sections within a section, by name."""
     kinds = {name: field.annotation for name, field in section.model_fields.items()}
     return {
         name: kind for name, kind in kinds.items() if isinstance(kind, type) and issubclass(kind, Section)
@@ -329,7 +329,7 @@ def _explain(
 
 
 def _unknown_key(location: tuple[str, ...], sections: Mapping[str, type[Section]]) -> str:
-    """Return a sentence on a section or key that there is not; one that has moved is told where it is now."""
+    """Return a sentence on an unknown section or key; for a key that has moved, it says where it is now."""
     *path, name = location
     if not path:
         return _unknown(name, sections, "section")
@@ -348,4 +348,4 @@ def _unknown_key(location: tuple[str, ...], sections: Mapping[str, type[Section]
 def _unknown(name: str, known: Iterable[str], kind: str) -> str:
     close = get_close_matches(name, known, n=1)
     expected = f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(known)}."
-    return f"{name!r} is no {kind}; {expected}"
+    return f"{name!r} is not a {kind}; {expected}"

@@ -288,17 +288,17 @@ def test_a_variable_is_read_as_the_type_of_its_key(
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("[sttt]", "'sttt' is no section; did you mean 'stt'?"),
+        ("[sttt]", "'sttt' is not a section; did you mean 'stt'?"),
         (
             "a = 1",
-            f"'a' is no section; expected one of {', '.join(SECTIONS)}.",
+            f"'a' is not a section; expected one of {', '.join(SECTIONS)}.",
         ),
-        ("[stt]\nwindwo = 30", "'windwo' is no key in [stt]; did you mean 'window'?"),
+        ("[stt]\nwindwo = 30", "'windwo' is not a key in [stt]; did you mean 'window'?"),
         (
             "[models]\nx = 1",
-            f"'x' is no key in [models]; expected one of {', '.join(ModelsSettings.model_fields)}.",
+            f"'x' is not a key in [models]; expected one of {', '.join(ModelsSettings.model_fields)}.",
         ),
-        ('[models]\n"a\\nb" = 1', r"'a\nb' is no key in [models]; expected one of "),
+        ('[models]\n"a\\nb" = 1', r"'a\nb' is not a key in [models]; expected one of "),
         ("[stt]\nbeam_size = 'five'", "stt.beam_size: expected a valid integer."),
         ("[stt]\nbeam_size = '5'", "stt.beam_size: expected a valid integer."),
         ("[stt]\nbeam_size = true", "stt.beam_size: expected a valid integer."),
@@ -334,7 +334,7 @@ def test_a_variable_is_read_as_the_type_of_its_key(
         ),
         (
             "[llm.llama_cpp]\nkv_typ = 'f16'",
-            "'kv_typ' is no key in [llm.llama_cpp]; did you mean 'kv_type'?",
+            "'kv_typ' is not a key in [llm.llama_cpp]; did you mean 'kv_type'?",
         ),
         ("[llm.llama_cpp]\nkv_type = 'f32'", "llm.llama_cpp.kv_type: expected 'f16', 'q8_0' or 'q4_0'."),
         (
@@ -371,13 +371,13 @@ def test_a_file_that_is_missing_or_a_folder_is_refused(tmp_path: Path) -> None:
 
 
 WRONG_NAMES_AND_VALUES = [
-    ("june_sttt__window", "30", "'sttt' is no section; did you mean 'stt'?"),
-    ("june_stt__windwo", "30", "'windwo' is no key in [stt]; did you mean 'window'?"),
+    ("june_sttt__window", "30", "'sttt' is not a section; did you mean 'stt'?"),
+    ("june_stt__windwo", "30", "'windwo' is not a key in [stt]; did you mean 'window'?"),
     ("june_stt", '{"window": 30}', "expected the name of a key, such as JUNE_STT__WINDOW."),
     ("june_stt__window__s", "30", "expected the name of a key, such as JUNE_STT__WINDOW."),
     ("june_llm__llama_cpp", '{"threads": 1}', "expected the name of a key, such as JUNE_STT__WINDOW."),
     ("june_llm__llama_cpp__threads__x", "1", "expected the name of a key, such as JUNE_STT__WINDOW."),
-    ("june_llm__llama_cpp__thread", "1", "'thread' is no key in [llm.llama_cpp]; did you mean 'threads'?"),
+    ("june_llm__llama_cpp__thread", "1", "'thread' is not a key in [llm.llama_cpp]; did you mean 'threads'?"),
     ("june_llm__llama_cpp__kv_type", "f32", "llm.llama_cpp.kv_type: expected 'f16', 'q8_0' or 'q4_0'."),
     ("june_stt__beam_size", "99", "stt.beam_size: expected less than or equal to 16."),
     (

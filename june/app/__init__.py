@@ -190,7 +190,7 @@ class June:
             self._answering = None
 
     def _services(self) -> Services:
-        """What the API needs."""
+        """Return the parts of june that the API uses."""
         return Services(
             store=self._store,
             queue=self._settings.queue,

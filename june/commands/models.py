@@ -36,7 +36,7 @@ app = typer.Typer(help="List, pull, verify and exchange models.", no_args_is_hel
 Name = Annotated[str, typer.Argument(help="Name or path of a language model that is present.")]
 
 LOOK_EVERY_S = 0.5
-OWN_FILES = "files of your own: readable, and nobody says which sha256 they should have"
+OWN_FILES = "your own files: readable; there is no sha256 to compare them with"
 
 
 @app.command("list")
@@ -192,18 +192,18 @@ async def _ask(
 
 
 def _find_pullable(names: list[str], settings: Settings, console: Console) -> list[ModelFiles]:
-    """Return the files of models that june can pull; asks Hugging Face what a place there is.
+    """Return the files of models to pull; asks Hugging Face about models that the catalogue does not have.
 
     Raises:
-        ModelFileError: june does not know one, or nobody answers.
+        ModelFileError: june does not know a model, or Hugging Face does not answer.
     """
-    from june.models.hub import pin  # noqa: PLC0415 - its HTTP client costs every start 0.1 s
+    from june.models.hub import pin  # noqa: PLC0415 - its HTTP client would add 0.1 s to every command
 
     token = settings.models.hugging_face_token.get_secret_value()
     models: dict[str, ModelFiles] = {}
     for name in _spelled_out(names, settings, console):
         if is_path(name):
-            raise ModelFileError(f"{name} is a file of your own: there is nothing to pull.")
+            raise ModelFileError(f"{name} is your own file: there is nothing to pull.")
         if name.startswith(SCHEME):
             models[name] = pin(name, None, settings.models.directory, token=token)
         else:
@@ -212,7 +212,7 @@ def _find_pullable(names: list[str], settings: Settings, console: Console) -> li
 
 
 def _named(names: list[str], settings: Settings, console: Console) -> list[LocalModel]:
-    """Return models by what people call them.
+    """Return the models with these names, paths or places on Hugging Face.
 
     Raises:
         ModelFileError: there is no such model, or its files cannot be read.
@@ -225,7 +225,7 @@ def _named(names: list[str], settings: Settings, console: Console) -> list[Local
 
 
 def _present(settings: Settings) -> list[LocalModel]:
-    """Return each model of which at least one file is here, and the owner's own that are in use."""
+    """Return each model that has at least one file present, and the owner's own models in use."""
     catalogue, directory = load_catalogue(), settings.models.directory
     models = {
         model.name: LocalModel(model, model.path(directory))
@@ -233,14 +233,14 @@ def _present(settings: Settings) -> list[LocalModel]:
         if any((model.folder(directory) / file.name).exists() for file in model.files)
     }
     models |= {model.name: model for model in present_own(catalogue, directory)}
-    with suppress(JuneError):  # `check` says what is wrong with the settings
+    with suppress(JuneError):  # `check` explains what is wrong with the settings
         chosen = choose_models(settings).local
         models |= {model.name: model for model in chosen if model.name not in catalogue}
     return list(models.values())
 
 
 def _spelled_out(names: list[str], settings: Settings, console: Console) -> Iterator[str]:
-    """Yield the names, with the models of a preset in its place."""
+    """Yield the names; a preset's name is replaced by those of its models."""
     presets: dict[str, Literal["starter", "gpu"]] = {"starter": "starter", "gpu": "gpu"}
     for name in names:
         if name in presets:

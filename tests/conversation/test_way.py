@@ -16,7 +16,7 @@ from types import CodeType, FrameType
 from typing import Any, cast
 
 from june.app import serve
-from june.bench.voice import Question
+from june.bench.recordings import Question
 from june.settings import load_settings
 from tests.documents import section
 from tests.program import write_settings
