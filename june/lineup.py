@@ -277,7 +277,7 @@ async def open_models(settings: Settings) -> AsyncIterator[Models]:
             stack.push_async_callback(_unload, role, model)
         await asyncio.gather(*(_load(role, model) for role, model in roles.items()))
         hardware.return_freed_memory()
-        log.info("models.ready", ready_s=round(time.perf_counter() - begin, 2), reason=chosen.reason)
+        log.info("models.loaded", ready_s=round(time.perf_counter() - begin, 2), reason=chosen.reason)
         yield models
 
 

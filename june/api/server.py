@@ -66,7 +66,7 @@ async def serving(settings: ApiSettings, services: Services) -> AsyncIterator[in
             ) from None
         port = int(runner.addresses[0][1])
         served = "whoever has the token" if settings.token.get_secret_value() else "this machine only"
-        log.info("api.listening", host=settings.host, port=port, serves=served)
+        log.info("api.opened", host=settings.host, port=port, serves=served)
         yield port
     finally:
         services.closing.set()

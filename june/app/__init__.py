@@ -60,7 +60,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
     """
     adapters = create_adapters(settings)
     if not settings.access.owners:
-        log.warning("access.no_owner", detail="nobody is served: set access.owners, see README.md")
+        log.warning("access.closed", detail="nobody is served: set access.owners, see README.md")
     keep_turns = settings.chat.history_messages // 2
     async with (
         observed(settings.telemetry),
@@ -149,7 +149,7 @@ class June:
             try:
                 parts = (delivering, answering, keeping, stopping)
                 await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
-                log.info("june.stopping")
+                log.info("stop.requested")
             finally:
                 begin = time.monotonic()
                 await end(*intakes, stopping, keeping)
@@ -184,7 +184,7 @@ class June:
                 wake_delivery=self._delivery.wake,
             ) as answering:
                 self._answering = answering
-                log.info("june.ready")
+                log.info("june.started")
                 await answering.run()
         finally:
             self._answering = None

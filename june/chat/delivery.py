@@ -237,7 +237,7 @@ class Delivery:
             try:
                 chat = await private_chat(self._store, self._adapters, user)
             except (DeliveryError, QueueError) as error:
-                log.warning("reply.not_readdressed", detail=str(error))
+                log.warning("readdressing.failed", detail=str(error))
                 continue
             change = partial(self._store.outbox.readdress, row.id, chat=chat, user=user, other_users=users)
             await self._posting.commit(change)

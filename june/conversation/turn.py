@@ -170,7 +170,7 @@ class VoicePipeline:
             log.info("turn.finished", outcome=outcome, **measures, **seconds)
         if self._log_content:
             heard = result.transcript.text if result.transcript else _written(request.question)
-            log.info("turn.content", heard=heard, answered=result.text)
+            log.info("turn.quoted", heard=heard, answered=result.text)
         return result
 
     async def _answer(

@@ -39,7 +39,7 @@ class Kernel:
         try:
             ctypes.CDLL(str(self.library))
         except OSError as error:
-            log.warning("kernel.unusable", detail=str(error))
+            log.warning("kernel.refused", detail=str(error))
             return False
         return True
 

@@ -67,7 +67,7 @@ async def _sample(watchdog: "_Watchdog | None", limit_s: float) -> None:
         if watchdog is not None:
             watchdog.pat()
             if lag_s > limit_s:
-                log.error("loop.stood_still", seconds=round(lag_s, 2))
+                log.error("loop.stalled", seconds=round(lag_s, 2))
 
 
 class _Watchdog:

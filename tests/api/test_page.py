@@ -262,7 +262,7 @@ async def test_an_answer_from_the_keyboard_reaches_the_chat(browser: Browser, tm
             api={"token": TOKEN},
         )
         async with running(file) as june:
-            port = (await june.logged("api.listening"))["port"]
+            port = (await june.logged("api.opened"))["port"]
             async with visiting(browser, port) as visit:
                 await visit.unlock()
                 await visit.live()

@@ -28,7 +28,7 @@ def settings_of(folder: Path, server: TelegramServer, **sections: Any) -> Path:
 
 
 async def port_of(june: Program) -> int:
-    return int((await june.logged("api.listening"))["port"])
+    return int((await june.logged("api.opened"))["port"])
 
 
 def says(text: str) -> Any:
@@ -78,7 +78,7 @@ async def test_health_fails_while_june_answers_nobody(tmp_path: Path) -> None:
         file = settings_of(tmp_path, server, llm={"timeout_s": 0.001})
         async with running(file) as june:
             async with talking_to(await port_of(june)) as client:
-                await june.logged("june.ready")
+                await june.logged("june.started")
                 assert (await client.get("/health")).status == 200
                 for count in range(1, 4):
                     server.push(f"Question {count}")

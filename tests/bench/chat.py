@@ -37,7 +37,7 @@ async def measure() -> dict[str, object]:
                 llm={"max_tokens": ANSWER_TOKENS, "temperature": 0, "presence_penalty": 0},
             )
             async with running(file) as june:
-                await june.logged("june.ready")
+                await june.logged("june.started")
                 alone_s = []
                 for turn in range(TURNS):
                     asked_one = ask(server, questions, ALICE, turn)

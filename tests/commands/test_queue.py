@@ -70,7 +70,7 @@ async def test_the_documented_loop_answers_the_owner_and_asks_before_it_deploys(
             api={"token": TOKEN},
         )
         async with running(file) as june:
-            port = (await june.logged("api.listening"))["port"]
+            port = (await june.logged("api.opened"))["port"]
             loop = await asyncio.create_subprocess_exec(
                 *("timeout", "120", "sh", "-c", shell_loop()),  # which would go on for ever
                 env={

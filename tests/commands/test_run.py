@@ -68,7 +68,7 @@ async def test_a_spoken_question_gets_a_voice_bubble_with_its_text_on_both_apps(
             tmp_path, telegram=telegram(telegram_server), discord=discord(discord_server), access=ACCESS
         )
         async with running(file) as june:
-            await june.logged("june.ready")
+            await june.logged("june.started")
             asked = telegram_server.push_file("voice", questions[0].audio)
             bubble = await telegram_server.wait_for(is_voice)
             (text,) = telegram_server.sent("sendMessage", ALICE)
@@ -169,7 +169,7 @@ async def test_told_to_stop_june_finishes_its_turn_and_keeps_what_waits(
     async with TelegramServer() as server:
         file = write_settings(tmp_path, telegram=telegram(server), access=ACCESS, chat={"max_turns": 1})
         async with running(file) as june:
-            await june.logged("june.ready")
+            await june.logged("june.started")
             running_turn = server.push_file("voice", questions[0].audio)
             await server.wait_for(lambda call: call.method == "sendChatAction")
             waiting = server.push_file("voice", questions[1].audio, user=1002)
@@ -192,7 +192,7 @@ async def test_told_to_stop_a_long_turn_goes_back_to_the_store(tmp_path: Path) -
             chat={"shutdown_s": 0.2},
         )
         async with running(file) as june:
-            await june.logged("june.ready")
+            await june.logged("june.started")
             asked = server.push("Tell me a very long story about the sea, and do not end it.")
             await server.wait_for(lambda call: call.method == "sendMessageDraft")
             begin_s = time.monotonic()
@@ -211,7 +211,7 @@ async def test_a_stranger_gets_nothing_wherever_and_whatever_it_is(
     async with TelegramServer() as server:
         file = write_settings(tmp_path, telegram=telegram(server), access=ACCESS)
         async with running(file) as june:
-            await june.logged("june.ready")
+            await june.logged("june.started")
             owner = {"id": ALICE, "is_bot": False, "first_name": "Alice"}
             forwarded = {"type": "user", "sender_user": owner, "date": 1}
             server.push("hello", user=STRANGER)

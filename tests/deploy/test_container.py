@@ -412,7 +412,7 @@ async def test_the_images_command_serves_as_an_ordinary_user_and_ends_with_zero_
         status, said = await built.run(HEALTH_CHECK)
         assert (status, "june does not answer" in said) == (1, True)
         async with built.running() as june:
-            await june.logged("june.ready")
+            await june.logged("june.started")
             server.push_file("voice", questions[0].audio)
             await server.wait_for(lambda call: call.method == "sendVoice" and call.ok)
             status, said = await built.run(HEALTH_CHECK)

@@ -229,7 +229,7 @@ async def watched(
         )
         async with running(file) as june:
             target = f"127.0.0.1:{(await june.logged('api.listening'))['port']}"
-            await june.logged("june.ready")
+            await june.logged("june.started")
             server.push_file("voice", questions[0].audio)
             await june.logged("turn.finished")
             config = configure(folder, target=target, alertmanager=told_to)

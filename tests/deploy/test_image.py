@@ -185,7 +185,7 @@ async def test_a_first_start_pulls_the_models_and_answers_a_voice_message_by_voi
         june = service(engine, "voice", server)
         async with june.up() as log:
             await log.logged("pull.finished", timeout_s=300)
-            await log.logged("june.ready")
+            await log.logged("june.started")
             server.push_file("voice", questions[0].audio)
             answer = await server.wait_for(lambda call: call.ok and call.method == "sendVoice", timeout_s=120)
             heard = await stt.transcribe(decode(answer.voice, settings.audio))
@@ -243,7 +243,7 @@ async def test_stopped_in_the_middle_of_a_turn_it_ends_with_zero_and_the_answer_
     async with TelegramServer() as server:
         june = service(engine, f"turn-{answers}", server, JUNE_CHAT__SHUTDOWN_S=shutdown_s)
         async with june.up() as log:
-            await log.logged("june.ready", timeout_s=300)
+            await log.logged("june.started", timeout_s=300)
             server.push_file("voice", questions[0].audio)
             await server.wait_for(lambda call: call.method == "sendChatAction")
             assert await june.stop() == 0
@@ -290,7 +290,7 @@ async def test_stopped_in_the_middle_of_a_first_pull_it_ends_with_zero(engine: E
         async with june.up() as log:
             await log.logged("pull.advanced")
             assert await june.stop() == 0
-            assert "june.ready" not in log.output
+            assert "june.started" not in log.output
 
 
 async def test_without_a_network_the_first_start_fails_and_its_last_words_are_the_reason(

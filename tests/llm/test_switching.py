@@ -203,8 +203,8 @@ async def test_the_model_of_a_running_june_is_unloaded_and_loaded_by_command(tmp
             reply={"mode": "text", "stream_text": False},
         )
         async with running(file) as june:
-            port = int((await june.logged("api.listening"))["port"])
-            await june.logged("june.ready")
+            port = int((await june.logged("api.opened"))["port"])
+            await june.logged("june.started")
             assert await is_ready(port)
             status, output = await models_command(file, port, "switch", "qwen3-8b")
             assert (status, "pull it first" in output) == (2, True)
@@ -247,8 +247,8 @@ async def test_june_answers_by_voice_with_three_models_of_the_owners_own_and_swi
             reply={"mode": "voice", "stream_text": False},
         )
         async with running(file) as june:
-            port = int((await june.logged("api.listening"))["port"])
-            await june.logged("june.ready")
+            port = int((await june.logged("api.opened"))["port"])
+            await june.logged("june.started")
             server.push_file("voice", questions[0].audio, duration=3)
             await server.wait_for(lambda call: call.method == "sendVoice")
             status, output = await models_command(file, port, "status", "--json")

@@ -91,7 +91,7 @@ async def test_a_backup_under_load_shows_one_moment_and_is_restored_unchanged(tm
         )
         copies = [tmp_path / f"copy-{number}.db" for number in range(2)]
         async with running(settings) as june:
-            await june.logged("june.ready")
+            await june.logged("june.started")
             pushing = asyncio.create_task(keep_asking(server, people))
             for copy in copies:
                 answered = len(server.sent("sendMessage"))
@@ -110,7 +110,7 @@ async def test_a_backup_under_load_shows_one_moment_and_is_restored_unchanged(tm
         for table in ("messages", "voices", "cursors", "chats", "people", "sqlite_sequence"):
             assert rows(path, table) == rows(copies[1], table)
         async with running(settings) as june:
-            await june.logged("june.ready")
+            await june.logged("june.started")
             asked_last = server.push("/help", user=ALICE)
             await server.wait_for(lambda call: call.ok and call.reply_to == asked_last, timeout_s=60)
             assert await june.terminate() == 0

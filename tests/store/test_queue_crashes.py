@@ -340,7 +340,7 @@ async def test_nothing_that_was_acknowledged_is_lost_by_kill_9(tmp_path: Path, k
         load = Load(server)
         for _ in range(kills):
             async with running(file) as june:
-                port = int((await june.logged("api.listening", timeout_s=180))["port"])
+                port = int((await june.logged("api.opened", timeout_s=180))["port"])
                 async with talking_to(port) as client:
                     working = asyncio.create_task(load.run(client))
                     with suppress(TimeoutError):
@@ -350,7 +350,7 @@ async def test_nothing_that_was_acknowledged_is_lost_by_kill_9(tmp_path: Path, k
                     await working
         assert min(len(load.posted), len(load.responded)) > kills
         async with running(file) as june:
-            port = int((await june.logged("api.listening", timeout_s=180))["port"])
+            port = int((await june.logged("api.opened", timeout_s=180))["port"])
             for text in (*load.posted.values(), *load.responded.values()):
                 await server.wait_for(partial(shows, text), timeout_s=60)
             async with talking_to(port) as client:

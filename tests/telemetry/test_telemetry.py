@@ -68,9 +68,9 @@ def test_only_events_from_the_level_that_is_set_are_logged(
 
 def test_console_logs_are_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logging(TelemetrySettings(log_format="console"))
-    log.info("models.ready", ready_s=2.5)
+    log.info("models.loaded", ready_s=2.5)
     line = capsys.readouterr().err
-    assert "models.ready" in line
+    assert "models.loaded" in line
     assert "2.5" in line
     assert "{" not in line
 
@@ -83,9 +83,9 @@ def test_logs_are_for_people_on_a_terminal_and_json_elsewhere(
     with os.fdopen(reader, "rb", buffering=0) as screen, os.fdopen(writer, "w") as stderr:
         monkeypatch.setattr(sys, "stderr", stderr)
         configure_logging(TelemetrySettings())
-        log.info("models.ready")
+        log.info("models.loaded")
         line = screen.read(1000)
-    assert b"models.ready" in line
+    assert b"models.loaded" in line
     assert line.startswith(b"{") is not on_a_terminal
 
 

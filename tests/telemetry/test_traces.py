@@ -269,7 +269,7 @@ async def history(folder: Path) -> list[HistoryEntry]:
 async def scraped(logs: str) -> str:
     """Return `/metrics` of the june with this log, in the format that Prometheus asks for."""
     events = [json.loads(line) for line in logs.splitlines()]
-    port = next(event["port"] for event in events if event["event"] == "api.listening")
+    port = next(event["port"] for event in events if event["event"] == "api.opened")
     headers = {
         "Authorization": f"Bearer {MARKED_API_TOKEN}",
         "Accept": "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5",

@@ -646,7 +646,7 @@ def test_a_loop_that_stands_still_is_shown_with_its_line_and_ends_the_process_if
     line = file.read_text().splitlines().index(f"        {block}") + 1
     assert child.returncode == status
     assert (f'"{file}", line {line} in main' in child.stderr) is is_shown
-    assert ("loop.stood_still" in child.stdout + child.stderr) is (is_shown and status == 0)
+    assert ("loop.stalled" in child.stdout + child.stderr) is (is_shown and status == 0)
 
 
 async def test_the_watch_ends_with_its_block() -> None:

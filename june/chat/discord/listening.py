@@ -138,7 +138,7 @@ class GatewayListener(discord.Client):
             )
         except (discord.DiscordException, aiohttp.ClientError, OSError) as error:
             count_error("adapter", "commands")
-            log.warning("discord.commands_refused", detail=str(explained(error)))
+            log.warning("commands.refused", detail=str(explained(error)))
 
     # What discord.py calls, each in a task, begun in the order of the events
 
@@ -227,7 +227,7 @@ class GatewayListener(discord.Client):
                 await self._intake.receive(
                     [each for each in batch if each], cursor=(cursor, str(missed[-1].id))
                 )
-                log.info("discord.caught_up", messages=len(missed), cut=len(missed) == MAX_MISSED)
+                log.info("backlog.received", messages=len(missed), cut=len(missed) == MAX_MISSED)
 
     def _read(self, message: discord.Message, *, is_group: bool) -> Inbound | None:
         if self.user is None:

@@ -47,7 +47,7 @@ def converted(path: Path, number_format: str, *, threads: int) -> Path:
         reason = str(error.strerror)
     finally:
         partial.unlink(missing_ok=True)
-    log.warning("model.unconverted", file=path.name, number_format=number_format, detail=reason)
+    log.warning("conversion.failed", file=path.name, number_format=number_format, detail=reason)
     return path
 
 

@@ -408,14 +408,14 @@ async def test_a_chat_is_restored_after_a_restart_and_forgotten_by_reset_and_by_
         )
         folder = tmp_path / "states"
         async with running(file) as june:
-            await june.logged("june.ready")
+            await june.logged("june.started")
             server.push(SHORT[0].content * 3)
             await june.logged("turn.finished")
             assert await june.terminate() == 0
         (saved,) = paths(folder)
         assert str(ALICE) not in june.output
         async with running(file) as june:
-            await june.logged("june.ready")
+            await june.logged("june.started")
             server.push("What is the sky?")
             assert (await june.logged("turn.finished"))["cached_tokens"] > 300
             assert paths(folder) == []  # it is in the cache again
