@@ -59,9 +59,12 @@ def find_present(called: str, present: Mapping[str, str]) -> str | None:
         return called
     if not is_path(called):
         return None
-    path = Path(called).resolve()
-    paths = ((name, reference) for name, reference in present.items() if is_path(reference))
-    return next((name for name, reference in paths if Path(reference).resolve() == path), None)
+    paths = {name: reference for name, reference in present.items() if is_path(reference)}
+    try:
+        path = Path(called).resolve()
+        return next((name for name, reference in paths.items() if Path(reference).resolve() == path), None)
+    except RuntimeError:  # links that lead to one another
+        return None
 
 
 def present_own(catalogue: Catalogue, directory: Path) -> list[LocalModel]:
