@@ -28,7 +28,7 @@ def is_stop(text: str, names: Iterable[str] = ("june",)) -> bool:
 
 
 def _words(text: str) -> str:
-    """The words in one case and form, a space between any two; in an unspaced script, the characters."""
+    """Return the words in one case and form, separated by spaces; in an unspaced script, the characters."""
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
     return " ".join("".join(map(_spaced, folded)).split())
 

@@ -47,17 +47,17 @@ class TurnRecord:
         self._failed: dict[str, FailingStage] = {}
 
     def passed(self, stages: Iterable[str]) -> None:
-        """A turn came through these stages."""
+        """Note that a turn passed these stages."""
         for stage in stages:
             self._failed.pop(stage, None)
 
     def failed(self, stage: str, code: str) -> None:
-        """A turn ended in this stage for a reason of june's own."""
+        """Note that a turn failed in this stage for a reason of june's own."""
         known = self._failed.get(stage) or FailingStage(stage, code, 0, self._clock())
         self._failed[stage] = replace(known, code=code, failures=known.failures + 1)
 
     def refused(self, error: StageError) -> None:
-        """A turn ended with this error, whoever is the reason."""
+        """Note that a turn ended with this error, whatever its cause."""
         if error.is_own:
             self.failed(error.stage, error.code)
 

@@ -25,7 +25,7 @@ class Gathering:
 
     @contextmanager
     def hearing(self) -> Iterator[None]:
-        """The block hears one recording."""
+        """Note that the block hears one recording."""
         heard = asyncio.get_running_loop().create_future()
         self._on_their_way.append(heard)
         try:

@@ -11,10 +11,10 @@ TEMPLATE_TOKENS = 8
 
 
 def fit(history: tuple[ChatMessage, ...], question: str, settings: LlmSettings) -> tuple[ChatMessage, ...]:
-    """The newest part of the history that leaves room for the question and the answer.
+    """Return the newest part of the history that leaves room for the question and the answer.
 
-    While it is too long its older half goes, whole turns at a time: the beginning then stays where it is for
-    some turns, and the model finds it in its cache.
+    A history that is too long loses its older half, in whole turns. Its beginning then stays the same for
+    several turns, so that the model finds it in its cache.
 
     Args:
         history: a user's message and june's answer in turn, the oldest first.
@@ -29,7 +29,7 @@ def fit(history: tuple[ChatMessage, ...], question: str, settings: LlmSettings) 
 
 
 def newer_half(history: tuple[ChatMessage, ...]) -> tuple[ChatMessage, ...]:
-    """The history without its older half, in whole turns; nothing of a single turn."""
+    """Return the history without its older half, in whole turns; of a single turn, nothing is left."""
     return history[len(history) - len(history) // 4 * 2 :]
 
 

@@ -168,7 +168,7 @@ def test_a_recording_is_heard_and_then_decided(
 
 
 def as_stored(placed: Placed, role: Role) -> Received:
-    """The message as the store gives it out again."""
+    """Return the message as the store gives it out again."""
     message = replace(placed.message, route=placed.route)
     return Received(1, message, role, 1, None, "", "", 0.0, answers=placed.answers or 0)
 

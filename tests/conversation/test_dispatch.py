@@ -147,7 +147,7 @@ class House:
         return arrived
 
     async def outbox(self, count: int) -> list[Outbound]:
-        """What is to be sent, as soon as there are so many; it counts as sent."""
+        """Return the messages to send, as soon as there are `count`, and mark them as sent."""
         found: list[Outbound] = []
         async with asyncio.timeout(20):
             while True:
@@ -161,7 +161,7 @@ class House:
                 await self.outbox_changed.wait()
 
     async def statuses(self, count: int, status: str = "RESPONDED") -> list[str]:
-        """The outcomes of what was received, as soon as so many have that status."""
+        """Return the outcomes of received messages, as soon as `count` have that status."""
         async with asyncio.timeout(20):
             while True:
                 self.outbox_changed.clear()
@@ -692,7 +692,7 @@ async def test_a_short_recording_whose_own_turn_has_begun_does_not_stop_itself(o
 
 
 async def ask(house: House) -> int:
-    """A question to Anna that she has seen; its id."""
+    """Send a question to Anna, deliver it, and return its id."""
     letter = Letter(ANNA, ANNA, "Shall I?", expires_in_s=60)
     question = await house.store.queue.send(letter)
     (row,) = await house.store.outbox.take_due(exclude_chats=(), group_window_s=0)

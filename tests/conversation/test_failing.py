@@ -31,7 +31,7 @@ class WatchedHouse(House):
             await self.statuses(ended + 1, status)
 
     async def failing(self) -> list[dict[str, Any]]:
-        """What /health says of stages, which decides on its status here."""
+        """Return the failing stages in /health, and check that its status agrees with them."""
         health = await self.office.client.get("/health")
         failing: list[dict[str, Any]] = health.body["failing_stages"]
         expected = (503, "failing") if failing else (200, "ok")
@@ -39,7 +39,7 @@ class WatchedHouse(House):
         return failing
 
     async def failing_names(self) -> list[tuple[str, str, int]]:
-        """The stages, their errors and how often they failed."""
+        """Return the failing stages, their errors and how often they failed."""
         return [(each["stage"], each["error"], each["failures"]) for each in await self.failing()]
 
 

@@ -277,7 +277,7 @@ class Pattern:
         self.pattern = pattern
 
     def sub(self, replacement: str, text: str) -> str:
-        """What the pattern makes of `text`."""
+        """Return `text` with the pattern's replacements."""
         assert len(text) <= MAX_CHARACTERS
         Pattern.characters += len(text)
         return self.pattern.sub(replacement, text)

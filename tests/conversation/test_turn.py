@@ -56,7 +56,7 @@ async def pipeline(
 
 @pytest.fixture(scope="session")
 def spoken(questions: tuple[Question, ...]) -> TurnRequest:
-    """A question as a person speaks it."""
+    """Return a question as a person speaks it."""
     return TurnRequest(Recording(questions[0].audio))
 
 

@@ -26,7 +26,7 @@ WAY = "docs/architecture.md", "The life of a message"
 
 
 def described() -> list[list[str]]:
-    """The functions in their order: to the sent text, and to the sent voice. Both ways begin alike."""
+    """Return the functions in order: to the sent text, and to the sent voice. Both ways begin alike."""
     ways: list[list[str]] = [[]]
     for number, name in re.findall(r"^(\d+)\. `([\w.]+:[\w.]+)`", section(*WAY), re.MULTILINE):
         if int(number) <= len(ways[-1]):  # a list that goes on from an earlier number is another way
@@ -37,7 +37,7 @@ def described() -> list[list[str]]:
 
 
 def code_of(name: str) -> CodeType:
-    """The code of a function such as "june.audio:OpusEncoder.write"."""
+    """Return the code of a function such as "june.audio:OpusEncoder.write"."""
     module, _, path = name.partition(":")
     function = reduce(getattr, path.split("."), cast("Any", import_module(module)))
     return cast("CodeType", unwrap(function).__code__)

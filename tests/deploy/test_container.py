@@ -46,7 +46,7 @@ RUNTIME = INSTRUCTIONS[max(number for number, each in enumerate(INSTRUCTIONS) if
 
 
 def instruction(keyword: str) -> str:
-    """The rest of the only such instruction of the stage that runs."""
+    """Return the arguments of the final stage's only instruction with this keyword."""
     (found,) = [rest for name, rest in RUNTIME if name == keyword]
     return found
 
@@ -63,7 +63,7 @@ def test_june_is_process_one_and_gets_the_signal_that_docker_sends() -> None:
 
 
 def run_tool(name: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """A linter of this environment, at the repository's root."""
+    """Run a linter of this environment at the repository's root."""
     tool = Path(sys.executable).with_name(name)
     return subprocess.run([tool, *arguments], cwd=PROJECT_ROOT, capture_output=True, text=True, check=False)
 
@@ -225,7 +225,7 @@ def test_every_variable_and_secret_of_junes_is_a_setting(monkeypatch: pytest.Mon
 
 
 def link(source: str, target: str) -> None:
-    """A hard link, or a copy where there can be none."""
+    """Make a hard link, or a copy where links are not possible."""
     try:
         os.link(source, target)
     except OSError:
@@ -233,7 +233,7 @@ def link(source: str, target: str) -> None:
 
 
 def lay_out_python(root: Path) -> None:
-    """A Python with what requirements/runtime.txt pins, and nothing else."""
+    """Lay out a Python with the packages of requirements/runtime.txt, and nothing else."""
     version = f"python3.{sys.version_info.minor}"
     stdlib = root / "python" / "lib" / version
     unused = shutil.ignore_patterns("site-packages", "dist-packages", "test", "idlelib", "config-*")
@@ -257,7 +257,7 @@ def lay_out_python(root: Path) -> None:
 
 
 def lay_out_app(root: Path) -> None:
-    """What the Dockerfile's last stage copies, without a right to write."""
+    """Lay out the files that the Dockerfile's last stage copies, as read-only."""
     app = root / "app"
     app.mkdir()
     for name, rest in RUNTIME:
@@ -277,7 +277,7 @@ def lay_out_app(root: Path) -> None:
 
 @pytest.fixture(scope="module")
 def tree() -> Iterator[Path]:
-    """The root of the laid out image."""
+    """Lay out the image and yield its root."""
     root = Path(tempfile.mkdtemp(prefix="june-image-"))  # pytest's own folders keep other users out
     root.chmod(0o755)
     lay_out_python(root)
@@ -328,7 +328,7 @@ class Image:
         return found | more | self.variables
 
     async def start(self, command: list[str], *, stdout: int, stderr: int) -> asyncio.subprocess.Process:
-        """Starts a command of the image's, as nobody where this process is root."""
+        """Start a command of the image, as the user nobody if this process is root."""
         as_nobody = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--no-new-privs"]
         as_nobody += ["--inh-caps=-all", "--bounding-set=-all"]
         here = [word.replace("/app/", f"{self.root}/app/") for word in command]
@@ -345,7 +345,7 @@ class Image:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Program]:
-        """The image's entrypoint and command."""
+        """Run the image's entrypoint and command."""
         command = json.loads(instruction("ENTRYPOINT")) + json.loads(instruction("CMD"))
         program = Program(await self.start(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE))
         try:
@@ -366,7 +366,7 @@ Build = Callable[..., Image]
 
 @pytest.fixture
 def image(tree: Path) -> Iterator[Build]:
-    """Makes an image with volumes: empty, or with the starter models."""
+    """Return a function that makes an image with volumes: empty, or with the starter models."""
     made = []
 
     def build(*, with_models: bool = True, secrets: dict[str, str], **variables: str) -> Image:

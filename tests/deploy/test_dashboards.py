@@ -30,7 +30,7 @@ CASES = yaml.safe_load((PROMETHEUS / "alerts.test.yaml").read_text("utf-8"))["te
 
 
 def expressions_of(name: str) -> list[str]:
-    """What a dashboard asks Prometheus for, with Grafana's variable filled in."""
+    """Return a dashboard's queries to Prometheus, with Grafana's variable filled in."""
     panels = json.loads((FOLDER / f"{name}.json").read_text("utf-8"))["panels"]
     asked = [target["expr"] for panel in panels for target in panel["targets"]]
     return [expression.replace("$__rate_interval", "1m") for expression in asked]
@@ -41,7 +41,7 @@ EXPRESSIONS = [expression for asked in ASKED.values() for expression in asked]
 
 
 def metrics_in(expression: str) -> set[str]:
-    """The names of the series that an expression reads."""
+    """Return the names of the series that an expression reads."""
     names = set()
 
     def see(node: promql_parser.Expr) -> None:
@@ -53,7 +53,7 @@ def metrics_in(expression: str) -> set[str]:
 
 
 def promtool(*arguments: str | Path, stdin: bytes = b"") -> str:
-    """What promtool says; it must be content."""
+    """Run promtool, check that it succeeds, and return its output."""
     command = [shutil.which("promtool") or "promtool", *arguments]
     done = subprocess.run(command, cwd=PROMETHEUS, input=stdin, capture_output=True, check=False)
     said = (done.stdout + done.stderr).decode()
@@ -129,7 +129,7 @@ SCRAPED = "june_voice_turn_duration_seconds_count{job='june'} >= 1"
 
 
 def configure(folder: Path, *, target: str, alertmanager: str) -> Path:
-    """The configuration that is shipped, with the places of this test and no patience."""
+    """Write the shipped configuration with this test's addresses and short intervals; return its path."""
     config = yaml.safe_load((PROMETHEUS / "prometheus.yaml").read_text("utf-8"))
     config["global"] = {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "500ms"}
     token, scraped = folder / "june_api__token", folder / "scraped.yaml"
@@ -170,7 +170,7 @@ async def alertmanager() -> AsyncIterator[tuple[str, asyncio.Queue[str]]]:
 
 @asynccontextmanager
 async def prometheus(config: Path) -> AsyncIterator[str]:
-    """A real Prometheus; its address."""
+    """Run a real Prometheus and yield its address."""
     process = await asyncio.create_subprocess_exec(
         shutil.which("prometheus") or "prometheus",
         f"--config.file={config}",
@@ -204,7 +204,7 @@ class Watched:
     prometheus: str
 
     async def ask(self, expression: str) -> list[dict[str, Any]]:
-        """What Prometheus answers."""
+        """Return Prometheus's answer to a query."""
         async with (
             ClientSession() as session,
             session.get(f"{self.prometheus}/api/v1/query", params={"query": expression}) as response,

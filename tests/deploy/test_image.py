@@ -70,7 +70,7 @@ class Service:
         return (await self.compose("ps", "--all", "--quiet", "june")).strip()
 
     async def inspect(self, template: str) -> str:
-        """What Docker knows of the container."""
+        """Return what `docker inspect` says about the container."""
         return (
             await self.engine.run("docker", "inspect", f"--format={template}", await self.container())
         ).strip()
@@ -105,7 +105,7 @@ class Service:
 
 @pytest.fixture(scope="module")
 async def engine() -> AsyncIterator[Engine]:
-    """An engine that has built the image."""
+    """Start an engine and build the image."""
     async with running_engine(PROJECT_ROOT) as running:
         await service(running, "build").compose("build", "june")
         yield running
@@ -198,7 +198,7 @@ async def test_a_first_start_pulls_the_models_and_answers_a_voice_message_by_voi
 
 
 async def said_by_june(june: Service) -> str:
-    """The text of june's answer, out of her own store."""
+    """Return the text of june's answer from june's store."""
     command = ["python", "-m", "june", "messages", "history", "--json", "--chat", f"telegram:{ALICE}"]
     status, said = await june.execute(*command)
     assert status == 0, said
@@ -207,7 +207,7 @@ async def said_by_june(june: Service) -> str:
 
 
 async def is_shut_in(june: Service) -> None:
-    """An ordinary user without capabilities, in a file system that cannot be written to."""
+    """Check that june is an ordinary user without capabilities, on a read-only file system."""
     _, status = await june.execute("cat", "/proc/1/status")
     about = dict(re.findall(r"^(\w+):\s+(.*)$", status, re.MULTILINE))
     assert set(about["Uid"].split()) == set(about["Gid"].split()) == {"10001"}
@@ -255,7 +255,7 @@ async def test_stopped_in_the_middle_of_a_turn_it_ends_with_zero_and_the_answer_
 
 @asynccontextmanager
 async def endless_index() -> AsyncIterator[str]:
-    """A package index of which every file begins, and does not end; its address."""
+    """Serve a package index whose files begin but never end, and yield its address."""
 
     async def page(request: web.Request) -> web.Response:
         name = request.match_info["name"]

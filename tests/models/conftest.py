@@ -24,7 +24,7 @@ CONTENT = noise("a file", 300_000)
 
 
 def model_toml(source: str, **files: bytes | tuple[bytes, list[str]]) -> str:
-    """A catalogue of one speech-to-text model; a file is its content, or content and members."""
+    """Return a catalogue of one speech to text model; a file is its content, or content and members."""
     rows = []
     for name, value in files.items():
         data, members = value if isinstance(value, tuple) else (value, [])
@@ -124,7 +124,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture
 def hugging_face(server: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
-    """The server in the place of Hugging Face, for a pull in this process."""
+    """Put the server in the place of Hugging Face, for a pull in this process."""
     template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.url)

@@ -121,7 +121,7 @@ def test_a_wrong_path_is_named(tmp_path: Path) -> None:
 
 @pytest.fixture
 def whisper(model_paths: dict[str, Path], tmp_path: Path) -> Path:
-    """A copy of Whisper tiny.en."""
+    """Copy Whisper tiny.en."""
     return shutil.copytree(model_paths[STT], tmp_path / "my whisper")
 
 
@@ -175,7 +175,7 @@ def test_a_model_of_another_kind_is_named(whisper: Path) -> None:
 
 @pytest.fixture
 def voice(model_paths: dict[str, Path], tmp_path: Path) -> Path:
-    """A copy of the voice Joe."""
+    """Copy the voice Joe."""
     for path in (model_paths[TTS], model_paths[TTS].with_name(f"{model_paths[TTS].name}.json")):
         shutil.copy(path, tmp_path / f"my voice.onnx{path.suffix.removeprefix('.onnx')}")
     return tmp_path / "my voice.onnx"

@@ -29,7 +29,7 @@ KV_TYPES: tuple[KvType, ...] = ("f16", "q8_0", "q4_0")
 
 
 def taken(context_tokens: int = 4096, kv_type: KvType = "f16") -> Callable[[Model], int]:
-    """What a language model takes of a GPU, as june's engine reckons it."""
+    """Return a function: a language model's GPU memory, as june's engine estimates it."""
     settings = LlmSettings(context_tokens=context_tokens)
     return UnloadedLlamaCpp(settings, LlamaCppSettings(kv_type=kv_type)).gpu_bytes
 

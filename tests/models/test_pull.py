@@ -50,7 +50,7 @@ def wheels_toml(*wheels: tuple[str, bytes], expected: str = "") -> str:
 
 
 def publish(server: Server, name: str, data: bytes) -> str:
-    """Puts a wheel on the index and returns the path of its file."""
+    """Put a wheel on the index and return the path of its file."""
     file = f"{name}-1.0.0-py3-none-any.whl"
     server.pages[f"/simple/{name}/"] = f'<a href="/files/{file}">{file}</a>'.encode()
     server.pages[f"/files/{file}"] = data
@@ -59,7 +59,7 @@ def publish(server: Server, name: str, data: bytes) -> str:
 
 @pytest.fixture
 def index(server: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
-    """The server, as the only index that pip knows."""
+    """Make the server the only index that pip knows."""
     for name in [name for name in os.environ if name.startswith("PIP_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
@@ -198,7 +198,7 @@ Start = Callable[..., subprocess.Popen[str]]
 
 @pytest.fixture
 def hub(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
-    """Starts a pull of `CONTENT` from the server; what still runs at the end is killed."""
+    """Return a function that starts a pull of `CONTENT` from the server; kill what still runs at the end."""
     for name in [name for name in os.environ if name.startswith(("HF_", "HUGGING"))]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("HF_ENDPOINT", server.url)
