@@ -48,7 +48,7 @@ class Leases:
             await asyncio.sleep(LOOK_EVERY_S)
 
     async def explanation(self) -> Explain:
-        """Return what makes the owner's notice of a given-up message; it makes none if no owner is reached."""
+        """Return what makes the owner's notice of a given-up message; no notice if no owner is reached."""
         try:
             owner: Address | None = await self._addresses.owner()
         except (QueueError, DeliveryError):
