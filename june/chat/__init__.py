@@ -123,7 +123,7 @@ class Adapter(Protocol):
         """
 
     async def delete(self, chat: str, message_id: str) -> None:
-        """Delete a message of june's; that it is gone already is no error.
+        """Delete a message of june's; a message that is gone already is not an error.
 
         Raises:
             DeliveryError: it was not deleted.

@@ -267,7 +267,7 @@ def _written(question: Recording | Heard | Written) -> str:
 
 
 def _measure(result: TurnResult) -> dict[str, int | float]:
-    """Return lengths, which are no personal data."""
+    """Return lengths, which are not personal data."""
     measures: dict[str, int | float] = {"answer_characters": len(result.text)}
     if result.transcript is not None:
         measures["question_s"] = round(result.transcript.duration_s, 2)

@@ -23,7 +23,7 @@ def describe_llm(path: Path) -> LocalModel:
         path: the GGUF file, the first of a split one, or a folder with one of them.
 
     Raises:
-        ModelFileError: it is not there, is no such model, or does not say what june has to know.
+        ModelFileError: it is not there, is not a model of that kind, or does not say what june has to know.
     """
     path = gguf_file(path)
     parts = [path.with_name(name) for name in split_parts(path.name)]

@@ -71,7 +71,7 @@ class Conversations(Part):
         """Keep under a chat's new name all that is kept of it and of its topics, whatever its status.
 
         The chat's messages have new ids there. So that no new one is mistaken for an old one, what was id 7
-        of the chat "telegram:-5" becomes "telegram:-5 7", which is no id of any app. What both names have set
+        of the chat "telegram:-5" becomes "telegram:-5 7", which is not an id of any app. What both names have set
         for themselves stays as the new one has it. It may be called again for what came under the old name
         meanwhile.
         """

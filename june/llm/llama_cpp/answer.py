@@ -58,7 +58,7 @@ class Answer(Generation):
         """Return the next token, as `Sampler.draw`; a grammar holds for the answer, not for a thought.
 
         Raises:
-            GenerationError: the grammar allows none, or the logits are no numbers.
+            GenerationError: the grammar allows none, or the logits are not numbers.
         """
         return self.sampler.draw(logits, row, likely, constrained=not self.output.thinking)
 

@@ -154,7 +154,7 @@ class _Converter:
         if schema is True:
             return "value"
         if not isinstance(schema, Mapping):
-            raise _refused(where, "is no schema that a value can follow")
+            raise _refused(where, "is not a schema that a value can follow")
         if self._depth == DEEPEST_SCHEMA:
             raise _refused(where, f"is more than {DEEPEST_SCHEMA} schemas deep")
         self._depth += 1

@@ -108,11 +108,11 @@ class Sampler:
             constrained: whether the grammar holds, if there is one.
 
         Raises:
-            GenerationError: the grammar leaves no token, or the logits are no numbers.
+            GenerationError: the grammar leaves no token, or the logits are not numbers.
         """
         token = self._draw_by_numpy(logits[row]) if likely is None else likely
         if token < 0:
-            raise GenerationError("llm_failed", "The model's logits are no numbers.")
+            raise GenerationError("llm_failed", "The model's logits are not numbers.")
         if self._grammar is not None and constrained:
             if not self._allows(token):
                 # To ask the grammar about one token takes 0.1 ms, about a whole vocabulary 10 to 50. What is
@@ -148,7 +148,7 @@ class Sampler:
         top_k, groups = self._sampling.top_k, self._n_tokens // GROUP_TOKENS
         if not 0 < top_k <= groups:
             return _draw(np.arange(self._n_tokens), logits, self._chain)
-        # The k largest maxima of groups are k logits, so the k largest logits are no smaller. A group is a
+        # The k largest maxima of groups are k logits, so the k largest logits are not smaller. A group is a
         # column: for numpy that is six times as fast as a row.
         maxima = logits[: groups * GROUP_TOKENS].reshape(GROUP_TOKENS, groups).max(axis=0)
         tokens = np.flatnonzero(logits >= np.partition(maxima, -top_k)[-top_k])

@@ -16,7 +16,7 @@ class Vocabulary:
     Attributes:
         n_tokens: how many there are.
         end_tokens: those that end an answer.
-        control_tokens: the texts of those that steer the model and are no words.
+        control_tokens: the texts of those that steer the model and are not words.
     """
 
     def __init__(self, model: Any) -> None:
