@@ -19,7 +19,7 @@ def names_june(text: str, names: Iterable[str]) -> bool:
 def is_stop(text: str, names: Iterable[str] = ("june",)) -> bool:
     """Whether the whole utterance means "stop", said once or more, with june's name or without.
 
-    It knows the commonest word or two of some twenty languages. "Stop at the next station" does not mean stop.
+    It knows the commonest word or two of some twenty languages. "Stop at the next station" is not among them.
     """
     said = " ".join(dict.fromkeys(_words(text).split()))  # "Stop! Stop!"
     for name in map(_words, names):

@@ -30,7 +30,8 @@ def describe(role: Role, path: Path) -> LocalModel:
         path: a file or folder: a Whisper model for CTranslate2, a GGUF file, or a voice for Piper.
 
     Raises:
-        ModelFileError: it is not there, or is not a model of that kind; or its files do not say what june has to know.
+        ModelFileError: it is not there, is not a model of that kind, or does not say what june
+            has to know.
     """
     return {"stt": _whisper, "llm": describe_llm, "tts": _voice}[role](path)
 
