@@ -70,9 +70,10 @@ class Conversations(Part):
     def move(self, sql: Transaction, old: str, new: str) -> None:
         """Keep under a chat's new name all that is kept of it and of its topics, whatever its status.
 
-        Messages get new ids in the new chat. So that a new message is not mistaken for an old one, id 7 of the
-        chat "telegram:-5" becomes "telegram:-5 7", which is not an id of any app. Where both chats have set
-        something, the new chat's setting stays. Call it again for messages that still came under the old name.
+        Messages get new ids in the new chat. So that a new message is not mistaken for an old one, id 7 of
+        the chat "telegram:-5" becomes "telegram:-5 7", which is not an id of any app. Where both chats have
+        set something, the new chat's setting stays. Call it again for messages that still came under the
+        old name.
         """
         moved = "chat = :old OR substr(chat, 1, length(:old) + 1) = :old || '/'"
         name = ":new || substr(chat, length(:old) + 1)"
