@@ -6,6 +6,7 @@ import typer
 
 from june import __version__
 from june.commands import ask, bench, check, data, messages, models, run
+from june.commands.terminal import SettingsFile
 from june.errors import JuneError
 
 app = typer.Typer(
@@ -24,14 +25,19 @@ app.add_typer(models.app, name="models")
 
 @app.callback(invoke_without_command=True)
 def without_command(
-    context: typer.Context, *, version: bool = typer.Option(False, "--version", help="Print the version.")
+    context: typer.Context,
+    *,
+    settings_file: SettingsFile = None,
+    version: bool = typer.Option(False, "--version", help="Print the version."),
 ) -> None:
     """Without a command june serves the chat apps, as with run."""
     if version:
         print(__version__)
         raise typer.Exit
     if context.invoked_subcommand is None:
-        run.run()
+        run.run(settings_file)
+    elif settings_file is not None:
+        raise JuneError(f"--settings: write it after {context.invoked_subcommand}.")
 
 
 def main() -> None:

@@ -197,7 +197,7 @@ class TtsSettings(ModelSection):
     sentence_pause_s: float = Field(default=0.3, ge=0, le=5)
     """Pause between two sentences, in seconds."""
     voices: Voices = {}
-    """Voice by the language spoken, such as {de = "de_DE-thorsten-medium"}; otherwise the model above."""
+    """Voices for languages, such as {de = "de_DE-thorsten-medium"}; tts.model speaks all other languages."""
     timeout_s: Seconds = 30.0
     """Time limit of one sentence, in seconds."""
 
@@ -214,7 +214,7 @@ class ReplySettings(Section):
     max_voice_s: float = Field(default=300.0, ge=30)
     """Longest voice message, in seconds; a longer answer is spoken in several messages."""
     overlap: Literal["auto"] | bool = "auto"
-    """Speak while the model still writes; "auto": only if there are enough cores for both."""
+    """Speak while the model writes; "auto": if it computes elsewhere, or there are cores for both."""
 
 
 class AppSettings(Section):
@@ -342,4 +342,4 @@ class TelemetrySettings(Section):
     otlp_endpoint: str = Field(default="", pattern="^(https?://.+)?$")
     """Where to send traces with OTLP over HTTP, such as "http://localhost:4318"; empty: nowhere."""
     watchdog_s: float = Field(default=30.0, ge=0)
-    """Seconds that the event loop may stall before its stack is shown, then before june ends; 0: any."""
+    """Seconds of stall after which the event loop's stack is shown; june ends after twice as many; 0: off."""

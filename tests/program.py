@@ -81,7 +81,15 @@ class Program:
 
     async def terminate(self) -> int:
         """Ask june to end, wait for it, and return the exit status."""
-        self._process.send_signal(signal.SIGTERM)
+        self.send(signal.SIGTERM)
+        return await self.ended()
+
+    def send(self, signal_number: signal.Signals) -> None:
+        """Send june a signal."""
+        self._process.send_signal(signal_number)
+
+    async def ended(self) -> int:
+        """Wait until june has ended, and return the exit status; below 0: the signal that ended it."""
         status = await self._process.wait()
         await self._reading
         return status

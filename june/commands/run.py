@@ -2,19 +2,16 @@
 
 import asyncio
 import signal
-from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from june import app
+from june.commands.terminal import SettingsFile
 from june.settings import Settings, load_settings
 from june.telemetry import configure_logging
 
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
-def run(
-    settings_file: Annotated[Path | None, typer.Option("--settings", help="Settings file.")] = None,
-) -> None:
+
+def run(settings_file: SettingsFile = None) -> None:
     """Answer on the chat apps until SIGTERM or Ctrl-C."""
     settings = load_settings(settings_file)
     configure_logging(settings.telemetry, settings.secret_values())
@@ -25,10 +22,13 @@ async def _serve(settings: Settings) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
 
-    def end(signal_number: int) -> None:
+    def end() -> None:
         stop.set()
-        loop.remove_signal_handler(signal_number)  # a second signal ends june at once
+        for signal_number in SIGNALS:
+            loop.remove_signal_handler(signal_number)
+            # A second signal ends june at once; Python's own handler of Ctrl-C would wait for june's tasks.
+            signal.signal(signal_number, signal.SIG_DFL)
 
-    for signal_number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(signal_number, end, signal_number)
+    for signal_number in SIGNALS:
+        loop.add_signal_handler(signal_number, end)
     await app.serve(settings, stop)

@@ -48,7 +48,8 @@ _FALSE_STOP = re.compile(r"\b(Dr|Mr|Mrs|Ms|Prof|Sr|Jr|St|[A-Z])\.(?= [A-Z])")
 class Piper:
     """`TextToSpeech` by Piper, on the CPU: for these small networks a GPU is often slower.
 
-    Its first voice speaks what asks for none; all of them take turns on one thread.
+    Its first voice speaks what asks for none. All voices share up to `SENTENCES_AT_ONCE` threads, and each
+    thread speaks one sentence at a time.
     """
 
     def __init__(

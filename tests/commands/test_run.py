@@ -4,6 +4,7 @@ import asyncio
 import base64
 import gc
 import random
+import signal
 import sys
 import threading
 import time
@@ -205,6 +206,25 @@ async def test_told_to_stop_a_long_turn_goes_back_to_the_store(tmp_path: Path) -
             assert await june.terminate() == 0
 
 
+@pytest.mark.parametrize(
+    ("first", "second"), [(signal.SIGTERM, signal.SIGINT), (signal.SIGINT, signal.SIGTERM)]
+)
+async def test_a_second_signal_of_either_kind_ends_june_at_once(
+    tmp_path: Path, first: signal.Signals, second: signal.Signals
+) -> None:
+    async with TelegramServer() as server:
+        llm = {"max_tokens": 2_000}
+        file = write_settings(tmp_path, telegram=telegram(server), access=ACCESS, llm=llm)
+        async with running(file) as june:
+            await june.logged("june.started")
+            server.push("Tell me a very long story about the sea, and do not end it.")
+            await server.wait_for(lambda call: call.method == "sendMessageDraft")
+            june.send(first)
+            await june.logged("stop.requested")
+            june.send(second)
+            assert await june.ended() == -second
+
+
 async def test_a_stranger_gets_nothing_wherever_and_whatever_it_is(
     tmp_path: Path, questions: tuple[Question, ...]
 ) -> None:
@@ -303,11 +323,20 @@ async def test_twenty_people_at_once_are_all_answered_in_order_and_the_loop_neve
 async def test_without_a_chat_app_june_says_so(tmp_path: Path) -> None:
     file = write_settings(tmp_path)
     for arguments in (["run"], []):
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "june", *arguments, *(["--settings", str(file)] if arguments else [])),
-            stderr=asyncio.subprocess.PIPE,
-            cwd=PROJECT_ROOT,
-        )
-        _, output = await process.communicate()
-        assert process.returncode == 2
-        assert output.decode().startswith("june: june is on no chat app: set telegram.token or discord.token")
+        status, output = await failed(*arguments, "--settings", str(file))
+        assert status == 2
+        assert output.startswith("june: june is on no chat app: set telegram.token or discord.token")
+
+
+async def test_settings_that_stand_before_a_command_are_not_ignored(tmp_path: Path) -> None:
+    status, output = await failed("--settings", str(write_settings(tmp_path)), "check")
+    assert (status, output) == (2, "june: --settings: write it after check.\n")
+
+
+async def failed(*arguments: str) -> tuple[int | None, str]:
+    """Run june, and return its exit status and what it wrote to standard error."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "june", *arguments), stderr=asyncio.subprocess.PIPE, cwd=PROJECT_ROOT
+    )
+    _, output = await process.communicate()
+    return process.returncode, output.decode()
