@@ -231,9 +231,11 @@ def test_every_part_is_valid_and_no_word_is_lost(platform: Platform, markdown: s
 @example(pieces=["\n" + " " * 2 * depth + "- " for depth in range(50)])
 @example(pieces=["|a|b|\n|-|-|\n", "|", "|", "|", "|"])
 @example(pieces=["\n---\n", "\n---\n"])
-def test_every_word_that_is_no_markup_is_meant_to_be_seen(pieces: list[str]) -> None:
+@example(pieces=[" | ", "x" * 40, "\n---\n", "  \n"])
+def test_every_word_that_is_not_markup_is_meant_to_be_seen(pieces: list[str]) -> None:
     markdown = "".join(f"{piece}word{number}." for number, piece in enumerate(pieces))
-    assert re.findall(r"word\d+\.", visible(markdown)) == re.findall(r"word\d+\.", markdown)
+    seen = re.findall(r"word\d+\.", visible(markdown))  # a wide table repeats its heads with each cell
+    assert list(dict.fromkeys(seen)) == re.findall(r"word\d+\.", markdown)
 
 
 @both

@@ -228,7 +228,7 @@ async def watched(
             api={"token": API_TOKEN},
         )
         async with running(file) as june:
-            target = f"127.0.0.1:{(await june.logged('api.listening'))['port']}"
+            target = f"127.0.0.1:{(await june.logged('api.opened'))['port']}"
             await june.logged("june.started")
             server.push_file("voice", questions[0].audio)
             await june.logged("turn.finished")
