@@ -216,6 +216,7 @@ def visible_letters(text: str) -> bool:
 @example(markdown=f"[{'label ' * 30}](https://a.bc/{'d' * 900})", limit=64)
 @example(markdown="```" + "language" * 50 + "\ncode\n```", limit=64)
 @example(markdown="&<>" * 300 + "**" + "_*`" * 200, limit=100)
+@example(markdown="HTTP://0", limit=64)
 def test_every_part_is_valid_and_no_word_is_lost(platform: Platform, markdown: str, limit: int) -> None:
     check(platform, markdown, limit)
 
