@@ -5,7 +5,7 @@
 
 import socket
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from functools import partial
 from http import HTTPStatus
 from pathlib import Path, PurePosixPath
@@ -175,11 +175,16 @@ def _download(
     url: str, headers: dict[str, str], part: Path, size_bytes: int, stop: StopFlag
 ) -> Iterator[int]:
     """Yield how many bytes `part` has; a lost connection is taken up again if it brought something."""
+    session = get_session()
     with part.open("ab") as out:
         while (have := out.tell()) < size_bytes:
             ranged = headers | {"Range": f"bytes={have}-"}
             try:
-                with get_session().stream("GET", url, headers=ranged, timeout=SILENCE_S) as response:
+                request = session.build_request("GET", url, headers=ranged, timeout=SILENCE_S)
+                response = unless_stopped(stop, partial(session.send, request, stream=True))
+                if response is None:
+                    raise ModelFileError(f"{part.stem} was not downloaded: june was asked to stop.")
+                with closing(response):
                     response.raise_for_status()
                     if response.status_code != HTTPStatus.PARTIAL_CONTENT:
                         out.seek(0)
