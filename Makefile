@@ -31,18 +31,28 @@ TESTS_OF_PYTHONS := tests/test_audio.py tests/conversation tests/chat tests/comm
 
 test-pythons: $(OTHER_PYTHONS:%=test-python-%)
 
-# A command of that name may be a shim of pyenv's that runs nothing, so it is tried.
-test-python-%: models $(VENV)/wheels
-	@python=$$(for each in python$* $$HOME/.pyenv/versions/$*.*/bin/python; do \
+# One after another: they share a wheel of llama.cpp, and the cores.
+ifneq ($(filter test-python%,$(MAKECMDGOALS)),)
+.NOTPARALLEL:
+endif
+
+# A command of that name may be a shim of pyenv's that runs nothing, so it is tried. The wheel takes minutes to compile,
+# so that it is made only for a Python that is here. With REQUIRE_PYTHONS=1 one that is not here is an error.
+AS_ASKED := $(if $(filter file,$(origin CMAKE_ARGS)),env -u CMAKE_ARGS)
+test-python-%: models
+	@if $(BIN)/python -c "import sys; assert sys.version.startswith('$*.')" 2>/dev/null; then \
+		echo "$(VENV) has Python $*: make test tries june with it."; exit 0; fi; \
+	python=$$(for each in python$* $$HOME/.pyenv/versions/$*.*/bin/python; do \
 		if "$$each" -c "import ensurepip, sys; assert sys.version.startswith('$*.')" 2>/dev/null; then echo "$$each"; break; fi; done); \
 	if [ -z "$$python" ]; then \
 		echo "june was not tried with Python $*: there is no python$* that can make environments, in PATH or of pyenv."; \
-	else \
-		echo "Trying june with Python $* ..." && \
-		env -u CMAKE_ARGS $(MAKE) --no-print-directory \
-			VENV=.venv-$* PYTHON="$$python" WHEELS=$(VENV)/wheels .venv-$*/.installed-dev && \
-		.venv-$*/bin/python -m pytest -m "not slow" $(TESTS_OF_PYTHONS); \
-	fi
+		test -z "$(REQUIRE_PYTHONS)"; exit; \
+	fi; \
+	echo "Trying june with Python $* ..." && \
+	$(AS_ASKED) $(MAKE) --no-print-directory $(VENV)/wheels && \
+	env -u CMAKE_ARGS $(MAKE) --no-print-directory \
+		VENV=.venv-$* PYTHON="$$python" WHEELS=$(VENV)/wheels .venv-$*/.installed-dev && \
+	.venv-$*/bin/python -m pytest -m "not slow" $(TESTS_OF_PYTHONS)
 
 # Builds the image with an engine of Docker's, and runs it. Needs root, Debian and 4 GB of disk.
 test-container: install-dev models

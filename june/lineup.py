@@ -74,14 +74,15 @@ def choose_set(settings: Settings, catalogue: Catalogue, preset: Literal["auto",
     gpus = hardware.find_gpus()
     obstacle = "no NVIDIA GPU was found"
     engine = llm.unloaded(settings.llm)
-    if gpus and (gpu_obstacle := engine.gpu_use().obstacle):
+    is_llm_here = find_backend(llm.BACKENDS, settings.llm.backend, "llm.backend").opens == "files"
+    if gpus and is_llm_here and (gpu_obstacle := engine.gpu_use().obstacle):
         gpus, obstacle = (), gpu_obstacle
     return choose_preset(
         catalogue,
         gpus,
         preset=preset,
         context_tokens=settings.llm.context_tokens,
-        llm_gpu_bytes=engine.gpu_bytes,
+        llm_gpu_bytes=engine.gpu_bytes if is_llm_here else None,
         stt_on_gpu=settings.stt.device != "cpu",
         obstacle=obstacle,
     )
@@ -103,17 +104,17 @@ class _Named:
     role: Role
     opens: Literal["files", "endpoint"]
 
-    def find(self, catalogue: Catalogue, directory: Path) -> Source:
+    def find(self, catalogue: Catalogue, directory: Path, stop: StopFlag | None = None) -> Source:
         """Return what the backend opens; see `june.models.references.find`.
 
         Raises:
             NotPulledError: a model on Hugging Face was not pulled yet.
-            ModelFileError: there is no such model; the text begins with the key.
+            ModelFileError: there is no such model, or `stop` was set; the text begins with the key.
         """
         if self.opens == "endpoint":
             return parse_endpoint(self.reference)
         try:
-            return find(self.reference, self.role, catalogue, directory)
+            return find(self.reference, self.role, catalogue, directory, stop)
         except ModelFileError as error:
             raise type(error)(f"{self.key}: {error}") from error
 
@@ -135,7 +136,7 @@ def _named(settings: Settings, choice: Choice) -> Iterator[_Named]:
         yield _Named(f"tts.voices.{language}", voice, "tts", tts_opens)
 
 
-def choose_models(settings: Settings) -> ChosenModels:
+def choose_models(settings: Settings, stop: StopFlag | None = None) -> ChosenModels:
     """Return the models that the settings name, and the preset's where they name none.
 
     It blocks like `choose_set`.
@@ -143,12 +144,12 @@ def choose_models(settings: Settings) -> ChosenModels:
     Raises:
         SettingsError: there is no such backend.
         NotPulledError: a model on Hugging Face was not pulled yet.
-        ModelFileError: there is no such model, or it is one for another role.
+        ModelFileError: there is no such model, or it is one for another role, or `stop` was set.
         ModelLoadError: the preset "gpu" is demanded and does not fit.
     """
     catalogue, directory = load_catalogue(), settings.models.directory
     choice = choose_set(settings, catalogue, settings.models.preset)
-    stt, llm, tts, *voices = (named.find(catalogue, directory) for named in _named(settings, choice))
+    stt, llm, tts, *voices = (named.find(catalogue, directory, stop) for named in _named(settings, choice))
     by_name = dict(zip(settings.tts.voices.values(), voices, strict=True))
     return ChosenModels(stt, llm, tts, choice.reason, by_name)
 
@@ -177,15 +178,15 @@ async def pull_models(settings: Settings) -> None:
     from june.models import pull  # noqa: PLC0415 - its HTTP client costs every start 0.1 s
 
     token = settings.models.hugging_face_token.get_secret_value()
-    wanted = await run_aside(lambda _: _pullable(settings, token))
+    wanted = await run_aside(_pullable, settings, token)
     await pull.pull_logged(wanted, settings.models.directory, token=token)
 
 
-def _pullable(settings: Settings, token: str) -> list[ModelFiles]:
+def _pullable(stop: StopFlag, settings: Settings, token: str) -> list[ModelFiles]:
     """Return the files of the chosen models that can be pulled; asks Hugging Face what a place there is.
 
     Raises:
-        ModelFileError: there is no such model, or nobody answers.
+        ModelFileError: there is no such model, nobody answers, or june was asked to stop.
         ModelLoadError: the preset "gpu" is demanded and does not fit.
     """
     from june.models.hub import pin  # noqa: PLC0415 - see `pull_models`
@@ -195,8 +196,8 @@ def _pullable(settings: Settings, token: str) -> list[ModelFiles]:
     files: list[ModelFiles] = []
     for named in _named(settings, choice):
         if named.opens == "files" and named.reference.startswith(SCHEME):
-            files.append(pin(named.reference, named.role, directory, token=token))
-        elif isinstance(source := named.find(catalogue, directory), LocalModel):
+            files.append(pin(named.reference, named.role, directory, token=token, stop=stop))
+        elif isinstance(source := named.find(catalogue, directory, stop), LocalModel):
             files.append(source.entry)
     return files
 
@@ -213,20 +214,22 @@ def _llm_name(settings: Settings, source: Source) -> str:
     return source.name or settings.llm.backend or next(iter(llm.BACKENDS))
 
 
-async def _create_llm(settings: Settings, name: str) -> ChatModel:
+async def create_llm(settings: Settings, name: str) -> ChatModel:
     """Return the language model of that name, not yet loaded.
 
     Raises:
-        ModelFileError: it is not in the catalogue, or its file is missing or wrong.
+        SettingsError: there is no such backend.
+        ModelFileError: it is neither here nor in the catalogue, or its file is missing or wrong.
         ModelLoadError: it does not hold as long a context as is set.
     """
 
     def found(stop: StopFlag) -> Source:
         opens = find_backend(llm.BACKENDS, settings.llm.backend, "llm.backend").opens
-        reference = find_llms(settings).get(name, name)
-        source = _Named("llm.model", reference, "llm", opens).find(
-            load_catalogue(), settings.models.directory
-        )
+        catalogue, present = load_catalogue(), find_llms(settings)
+        if name not in present and name not in catalogue:
+            raise ModelFileError(f"{name} is not here any more.")
+        named = _Named("llm.model", present.get(name, name), "llm", opens)
+        source = named.find(catalogue, settings.models.directory, stop)
         require_context(source, settings.llm)
         if isinstance(source, LocalModel):
             require_logged(stop, source.entry, source.folder)
@@ -243,7 +246,7 @@ def _require_models(stop: StopFlag, settings: Settings) -> ChosenModels:
         ModelFileError: a file is missing or wrong, or june was asked to stop.
         ModelLoadError: a model does not suit this machine or these settings.
     """
-    chosen = choose_models(settings)
+    chosen = choose_models(settings, stop)
     require_context(chosen.llm, settings.llm)
     for model in chosen.local:
         require_logged(stop, model.entry, model.folder)
@@ -265,7 +268,7 @@ async def open_models(settings: Settings) -> AsyncIterator[Models]:
         models = Models(
             stt.create(settings.stt, chosen.stt),
             SwitchableModel(
-                partial(_create_llm, settings),
+                partial(create_llm, settings),
                 _llm_name(settings, chosen.llm),
                 llm.create(settings.llm, chosen.llm),
             ),

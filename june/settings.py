@@ -130,13 +130,13 @@ def _secrets(section: Section) -> Iterator[str]:
 
 def complete_settings() -> type[Settings]:
     """Return `Settings` with the section of each chat app, which come first, and those of engines."""
-    rooms: Mapping[str, Mapping[str, Backend]] = {
-        "stt": stt.BACKENDS,
-        "llm": llm.BACKENDS,
-        "tts": tts.BACKENDS,
-    }
-    engines = {room: tuple(own_sections(table).items()) for room, table in rooms.items()}
+    engines = {room: tuple(own_sections(table).items()) for room, table in _tables().items()}
     return _complete(tuple(chat_apps()), tuple(engines.items()))
+
+
+def _tables() -> dict[str, Mapping[str, Backend]]:
+    """Return the engines of each room, by the room's section."""
+    return {"stt": stt.BACKENDS, "llm": llm.BACKENDS, "tts": tts.BACKENDS}
 
 
 Engines = tuple[tuple[str, tuple[tuple[str, type[Section]], ...]], ...]
@@ -191,8 +191,10 @@ def load_settings(file: Path | None = None) -> Settings:
     changed: dict[str, Any] = {
         name: _beside(getattr(settings, name), folder) for name in complete.model_fields
     }
-    for role in ("stt", "llm", "tts"):
-        changed[role] = _with_own_paths(changed[role], role, folder)
+    for room, table in _tables().items():
+        backend = table.get(changed[room].backend or next(iter(table)))
+        if backend is not None and backend.opens == "files":  # an unknown one is told when it is opened
+            changed[room] = _with_own_paths(changed[room], room, folder)
     return settings.model_copy(update=changed)
 
 
@@ -290,6 +292,8 @@ def _refuse_unknown_names(sections: Mapping[str, type[Section]]) -> None:
                 raise SettingsError(f"{source}: {_unknown(name, sections, 'section')}")
             continue
         within = _sections_of(sections[name])
+        if len(keys) > 1 and within and keys[0] not in within:
+            raise SettingsError(f"{source}: {_unknown(keys[0], within, f'section in [{name}]')}")
         if len(keys) != (2 if keys and keys[0] in within else 1):
             raise SettingsError(f"{source}: expected the name of a key, such as JUNE_STT__WINDOW.")
 
@@ -321,7 +325,9 @@ def _explain(
     if errors[0]["type"] == "extra_forbidden":
         return f"{source}: {_unknown_key(location, sections)}"
     expected = dict.fromkeys(
-        each["msg"].removeprefix("Input should be ").replace("String should match", "text of the")
+        "a table"
+        if each["type"] == "model_type"
+        else each["msg"].removeprefix("Input should be ").replace("String should match", "text of the")
         for each in errors
         if tuple(map(str, each["loc"][:depth])) == location
     )

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -100,6 +101,8 @@ class Office:
     is_ready: bool = False
     record: TurnRecord = field(default_factory=TurnRecord)
     wakes: int = 0
+    looking_threads: set[int] = field(default_factory=set)
+    """Those that looked which language models are present."""
 
     async def __aenter__(self) -> Self:
         self._stack = AsyncExitStack()
@@ -117,6 +120,7 @@ class Office:
             on_outbox=self._wake,
             models=lambda: self.models,
             is_ready=lambda: self.is_ready,
+            present_llms=self._present_llms,
             failing_stages=self._failing,
         )
         self.port = await self._stack.enter_async_context(serving(self.api, self.services))
@@ -129,6 +133,10 @@ class Office:
 
     def _wake(self) -> None:
         self.wakes += 1
+
+    def _present_llms(self) -> dict[str, str]:
+        self.looking_threads.add(threading.get_ident())
+        return {}
 
     def _failing(self) -> list[FailingStage]:
         return self.record.failing()

@@ -12,14 +12,16 @@ import pytest
 from structlog.testing import capture_logs
 
 from june import lineup, llm
-from june.errors import ModelLoadError, SettingsError
+from june.errors import ModelFileError, ModelLoadError, SettingsError
+from june.hardware import Gpu
 from june.llm import LlmBackend
 from june.llm.switching import SwitchableModel
-from june.models import Endpoint, Source
+from june.models import GPU_STT, Endpoint, Source
 from june.sections import LlmSettings, ModelsSettings
 from june.settings import Settings
 from tests.conftest import CATALOGUE, LLM, STT
 from tests.fakes import FakeLlm
+from tests.models.gguf_writer import gguf, write
 
 
 @pytest.fixture
@@ -143,6 +145,37 @@ async def test_a_model_of_a_server_is_opened_freed_and_opened_again(
         models.llm.begin_load("parrot")
         await settled(models.llm)
         assert (models.llm.is_loaded, models.llm.status().error) == (True, "")
+
+
+def test_a_language_model_of_a_server_leaves_the_gpu_to_speech_to_text(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(llm.BACKENDS, "parrot", LlmBackend("tests.test_lineup:Parrot", opens="endpoint"))
+    card = Gpu("Some GPU", 8_000_000_000, 8_000_000_000, (8, 9), unified_memory=False)
+    monkeypatch.setattr("june.hardware.find_gpus", lambda: (card,))
+    section = settings.llm.model_copy(update={"backend": "parrot"})
+    choice = lineup.choose_set(settings.model_copy(update={"llm": section}), CATALOGUE, "gpu")
+    assert (choice.stt, choice.llm) == (GPU_STT, "")
+
+
+async def test_a_model_whose_file_was_removed_is_not_looked_for_in_the_working_folder(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = tmp_path / "models"
+    for folder in (directory, tmp_path):
+        write(folder / "mine.gguf", gguf())
+    monkeypatch.chdir(tmp_path)
+    chosen = settings.model_copy(
+        update={
+            "models": settings.models.model_copy(update={"directory": directory}),
+            "llm": settings.llm.model_copy(update={"context_tokens": 2048}),
+        }
+    )
+    found = await lineup.create_llm(chosen, "mine.gguf")
+    await found.close()
+    (directory / "mine.gguf").unlink()
+    with pytest.raises(ModelFileError, match=r"^mine\.gguf is not here any more\.$"):
+        await lineup.create_llm(chosen, "mine.gguf")
 
 
 async def test_an_unknown_backend_is_refused_before_anything_is_loaded(settings: Settings) -> None:

@@ -16,9 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
+from june import llm, stt
 from june import settings as module
-from june import stt
 from june.errors import SettingsError
+from june.llm import LlmBackend
 from june.llm.llama_cpp.settings import LlamaCppSettings
 from june.models.backends import Backend
 from june.sections import PROJECT_ROOT, ModelsSettings, Section
@@ -250,6 +251,20 @@ def test_the_path_of_ones_own_model_is_relative_to_the_settings_file(
     ]
 
 
+@pytest.mark.parametrize("backend", ["server", "not one"])
+@pytest.mark.parametrize("model", ["Qwen/Qwen3-8B", "qwen.gguf", "~nobody/x.gguf"])
+def test_what_a_server_calls_its_model_is_not_taken_for_a_path(
+    backend: str, model: str, load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(llm.BACKENDS, "server", LlmBackend("nowhere:Engine", opens="endpoint"))
+    assert load(f"[llm]\nbackend = '{backend}'\nmodel = '{model}'").llm.model == model
+
+
+def test_a_model_with_a_nul_in_its_path_is_refused(load: Load) -> None:
+    with pytest.raises(SettingsError, match=r"^\[llm\]: expected a model's path without a NUL character\.$"):
+        load('llm.model = "a\\u0000.gguf"')
+
+
 def test_the_home_of_nobody_is_refused(load: Load) -> None:
     with pytest.raises(SettingsError, match=r"\[llm\]: expected a model's path in a home that exists"):
         load("llm.model = '~nobody-of-that-name/x.gguf'")
@@ -337,11 +352,8 @@ def test_a_variable_is_read_as_the_type_of_its_key(
             "'kv_typ' is not a key in [llm.llama_cpp]; did you mean 'kv_type'?",
         ),
         ("[llm.llama_cpp]\nkv_type = 'f32'", "llm.llama_cpp.kv_type: expected 'f16', 'q8_0' or 'q4_0'."),
-        (
-            "[llm]\nllama_cpp = 3",
-            "llm.llama_cpp: expected a valid dictionary or instance of LlamaCppSettings.",
-        ),
-        ("stt = 3", "stt: expected a valid dictionary or instance of SttSettings."),
+        ("[llm]\nllama_cpp = 3", "llm.llama_cpp: expected a table."),
+        ("stt = 3", "stt: expected a table."),
         ("[stt]\nwindow =", "expected TOML, and found something else at end of document."),
         ("[stt]\nwindow = 1 2", "expected TOML, and found something else at line 2, column 12."),
         ("[stt]\nthreads = 1" + "0" * 5000, "expected TOML, and found something else."),
@@ -377,6 +389,11 @@ WRONG_NAMES_AND_VALUES = [
     ("june_stt__window__s", "30", "expected the name of a key, such as JUNE_STT__WINDOW."),
     ("june_llm__llama_cpp", '{"threads": 1}', "expected the name of a key, such as JUNE_STT__WINDOW."),
     ("june_llm__llama_cpp__threads__x", "1", "expected the name of a key, such as JUNE_STT__WINDOW."),
+    (
+        "june_llm__llamacpp__kv_type",
+        "f16",
+        "'llamacpp' is not a section in [llm]; did you mean 'llama_cpp'?",
+    ),
     ("june_llm__llama_cpp__thread", "1", "'thread' is not a key in [llm.llama_cpp]; did you mean 'threads'?"),
     ("june_llm__llama_cpp__kv_type", "f32", "llm.llama_cpp.kv_type: expected 'f16', 'q8_0' or 'q4_0'."),
     ("june_stt__beam_size", "99", "stt.beam_size: expected less than or equal to 16."),

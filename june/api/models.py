@@ -10,6 +10,7 @@ from june.api.requests import ModelName, NoFields, read_body
 from june.api.services import Services
 from june.llm.switching import SwitchableModel
 from june.models.present import find_present
+from june.workers import run_aside
 
 
 class ModelChanges:
@@ -28,26 +29,26 @@ class ModelChanges:
         ]
 
     async def _show(self, _: web.Request) -> web.Response:
-        return self._answer()
+        return await self._answer()
 
     async def _load(self, request: web.Request) -> web.Response:
         name = await self._name(request)
         self._llm().begin_load(name)
-        return self._answer(HTTPStatus.ACCEPTED)
+        return await self._answer(HTTPStatus.ACCEPTED)
 
     async def _unload(self, request: web.Request) -> web.Response:
         await read_body(request, NoFields)
         self._llm().begin_unload()
-        return self._answer(HTTPStatus.ACCEPTED)
+        return await self._answer(HTTPStatus.ACCEPTED)
 
     async def _switch(self, request: web.Request) -> web.Response:
         name = await self._name(request)
         self._llm().begin_switch(name)
-        return self._answer(HTTPStatus.ACCEPTED)
+        return await self._answer(HTTPStatus.ACCEPTED)
 
     async def _name(self, request: web.Request) -> str:
         called = (await read_body(request, ModelName)).name
-        name = find_present(called, self._services.present_llms())
+        name = await run_aside(lambda _: find_present(called, self._services.present_llms()))
         if name is None:
             raise ProblemError(
                 HTTPStatus.NOT_FOUND,
@@ -62,11 +63,12 @@ class ModelChanges:
             raise ProblemError(HTTPStatus.CONFLICT, "The models are not loaded yet.")
         return llm
 
-    def _answer(self, status: HTTPStatus = HTTPStatus.OK) -> web.Response:
+    async def _answer(self, status: HTTPStatus = HTTPStatus.OK) -> web.Response:
+        present = await run_aside(lambda _: list(self._services.present_llms()))
         llm = self._services.llm()
         body = {
             "llm": None if llm is None else asdict(llm.status()),
             "loaded": [asdict(description) for description in self._services.models()],
-            "present": list(self._services.present_llms()),
+            "present": present,
         }
         return web.json_response(body, status=status)

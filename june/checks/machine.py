@@ -32,10 +32,11 @@ def libraries() -> Finding:
     """Return whether the engines and the audio library are installed."""
     tables: tuple[Mapping[str, Backend], ...] = (stt.BACKENDS, llm.BACKENDS, tts.BACKENDS)
     names = [backend.library for table in tables for backend in table.values() if backend.library]
-    missing = [name for name in (*names, "av") if find_spec(name) is None]
+    names.append("av")
+    missing = [name for name in names if find_spec(name) is None]
     if missing:
         return Finding("libraries", "failed", f"not installed: {', '.join(missing)}", "Run make install.")
-    return Finding("libraries", "ok", "faster-whisper, llama.cpp, Piper and PyAV are installed")
+    return Finding("libraries", "ok", f"{', '.join(names)} are installed")
 
 
 def compiler(*, in_container: bool) -> Finding:

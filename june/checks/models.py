@@ -76,7 +76,7 @@ def files(settings: Settings, models: ChosenModels) -> Iterator[Finding]:
             require(model.entry, model.folder)
         except JuneError as error:
             fault, _, remedy = str(error).partition("; run: ")
-            if settings.models.pull_at_start:
+            if settings.models.pull_at_start and model.entry.can_be_pulled:
                 yield Finding(role, "warning", fault, PULLED_AT_START)
             else:
                 yield Finding(role, "failed", fault, remedy)

@@ -29,6 +29,12 @@ def answered(settings: Settings) -> list[Finding]:
     return findings
 
 
+def not_made(fault: str) -> Finding:
+    """Return that no turn can be made, since the models cannot be chosen or are not here."""
+    remedy = "Pull the models first: python -m june models pull NAME; or correct what the settings name."
+    return Finding("turn", "failed", f"no turn was made: {fault}", remedy)
+
+
 async def _answer(settings: Settings, report: Callable[[str, str], None]) -> None:
     """Answer the question, and report what each stage came to.
 

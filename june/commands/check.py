@@ -69,8 +69,8 @@ def _findings(settings_file: Path | None, *, online: bool, with_turn: bool) -> I
     yield from network.ports(settings)
     if online:
         yield from network.online(settings)
-    if with_turn and chosen is not None:
-        yield from turn.answered(settings)
+    if with_turn:
+        yield from turn.answered(settings) if chosen is not None else [turn.not_made(choice.found)]
 
 
 def _print(findings: list[Finding]) -> None:

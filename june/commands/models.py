@@ -2,7 +2,8 @@
 
 import asyncio
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -44,28 +45,28 @@ def list_models(settings_file: SettingsFile = None) -> None:
     """Show the catalogue, which models are present, and which these settings choose."""
     settings, catalogue, console = load_settings(settings_file), load_catalogue(), _console()
     directory = settings.models.directory
-    models = {model.name: model for model in catalogue.values()}
-    models |= {own.name: own.entry for own in present_own(catalogue, directory)}
+    models = [LocalModel(model, model.path(directory)) for model in catalogue.values()]
+    models += present_own(catalogue, directory)
     try:
         choice = choose_models(settings)
-        chosen, reason = {model.name for model in choice.local}, f"* {choice.reason}"
-        models |= {model.name: model.entry for model in choice.local}
+        models += choice.local
+        chosen, reason = {_place(model) for model in choice.local}, f"* {choice.reason}"
     except JuneError as error:  # the list helps to correct the settings
         chosen, reason = set(), str(error)
     table = Table(box=None, pad_edge=False)
     for heading in ("", "name", "role", "size", "params", "lang", "licence", "here"):
         table.add_column(heading, no_wrap=heading == "name", overflow="fold")
-    for model in models.values():
-        is_here = model.name not in catalogue or is_present(model, model.folder(directory))
+    for source in _each_once(models):
+        model = source.entry
         table.add_row(
-            "*" if model.name in chosen else "",
+            "*" if _place(source) in chosen else "",
             model.name,
             model.role,
             f"{model.size_bytes / 1e6:,.0f} MB",
             f"{model.parameters_b:.3g} B",
             " ".join(model.languages),
             model.licence,
-            "yes" if is_here else "",
+            "yes" if is_present(model, source.folder) else "",
         )
     console.print(table)
     console.print(reason)
@@ -162,7 +163,9 @@ def switch(name: Name, *, settings_file: SettingsFile = None) -> None:
 def _from_here(name: str) -> str:
     """Return the name that june gets: the absolute path of a file that exists, or the name itself."""
     path = own_path(name, Path.cwd())
-    return path if Path(path).exists() else name
+    with suppress(OSError):  # it is too long for a path, or in a folder that is closed
+        return path if Path(path).exists() else name
+    return name
 
 
 def _change(
@@ -227,16 +230,27 @@ def _named(names: list[str], settings: Settings, console: Console) -> list[Local
 def _present(settings: Settings) -> list[LocalModel]:
     """Return each model that has at least one file present, and the owner's own models in use."""
     catalogue, directory = load_catalogue(), settings.models.directory
-    models = {
-        model.name: LocalModel(model, model.path(directory))
+    models = [
+        LocalModel(model, model.path(directory))
         for model in catalogue.values()
         if any((model.folder(directory) / file.name).exists() for file in model.files)
-    }
-    models |= {model.name: model for model in present_own(catalogue, directory)}
+    ]
+    models += present_own(catalogue, directory)
     with suppress(JuneError):  # `check` explains what is wrong with the settings
-        chosen = choose_models(settings).local
-        models |= {model.name: model for model in chosen if model.name not in catalogue}
-    return list(models.values())
+        models += [model for model in choose_models(settings).local if model.entry not in catalogue.values()]
+    return _each_once(models)
+
+
+def _each_once(models: Iterable[LocalModel]) -> list[LocalModel]:
+    """Return each model once, by its path: the owner may call another one by the same name."""
+    by_place: dict[str, LocalModel] = {}
+    for model in models:
+        by_place.setdefault(_place(model), model)
+    return list(by_place.values())
+
+
+def _place(model: LocalModel) -> str:
+    return os.path.realpath(model.path)  # does not fail on links that lead to one another
 
 
 def _spelled_out(names: list[str], settings: Settings, console: Console) -> Iterator[str]:
@@ -246,7 +260,7 @@ def _spelled_out(names: list[str], settings: Settings, console: Console) -> Iter
         if name in presets:
             choice = choose_set(settings, load_catalogue(), presets[name])
             console.print(choice.reason)
-            yield from (choice.stt, choice.llm, choice.tts)
+            yield from filter(None, (choice.stt, choice.llm, choice.tts))
         else:
             yield name
 

@@ -11,7 +11,7 @@ from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
 from typing import Literal
 
-from june.errors import GenerationError, ModelChangeError, ModelFileError, StageError
+from june.errors import GenerationError, JuneError, ModelChangeError
 from june.llm import ChatModel
 from june.messages import ChatRequest, Delta, ModelDescription
 from june.telemetry import log, model_loaded
@@ -46,8 +46,8 @@ class SwitchableModel:
     """A `ChatModel` that passes everything on to the one that is loaded.
 
     Args:
-        create: the backend for a model of the catalogue, not yet loaded; raises a ModelFileError for a model
-            whose file is missing or wrong.
+        create: the backend for a model by its name, not yet loaded; raises a JuneError for one that cannot be
+            had, since its file is missing, say.
         name: the first model.
         backend: its backend, not yet loaded.
     """
@@ -173,9 +173,14 @@ class SwitchableModel:
                 await self._free()
             if model is not None and not await self._try(model, target) and was_loaded:
                 await self._try(await self._create(old), old)
-        except ModelFileError as error:
-            self._error = f"{self._error} {error}".strip()
+        except JuneError as error:
+            self._note(target, str(error))
+        except Exception as error:
+            self._note(target, f"{type(error).__name__}, which june did not expect.")
+            raise
         finally:
+            if self._is_freed:
+                self._state = "unloaded"
             self._target = ""
             self._is_open.set()
 
@@ -195,16 +200,19 @@ class SwitchableModel:
                 await model.load()
                 await model.warm_up()
                 stack.pop_all()
-        except StageError as error:
-            self._state = "unloaded"
-            self._error = f"{self._error} {error}".strip()
-            log.error("model.failed", model=name, detail=str(error))
+        except JuneError as error:
+            self._note(name, str(error))
             return False
         self.backend, self._name, self._state, self._is_freed = model, name, "loaded", False
         model_loaded.labels("llm", name).set(1)
         description = model.describe()
         log.info("model.loaded", model=name, device=description.device, **description.details)
         return True
+
+    def _note(self, name: str, detail: str) -> None:
+        """Keep for the owner why a model could not be had."""
+        self._error = f"{self._error} {detail}".strip()
+        log.error("model.failed", model=name, detail=detail)
 
     async def close(self) -> None:
         """Let a change end, and free the model."""

@@ -161,14 +161,14 @@ def read_call(text: str, key: str, names: Collection[str], call_id: str) -> Tool
         call = json.loads(text)
     except (ValueError, RecursionError) as error:
         why = error.msg if isinstance(error, json.JSONDecodeError) else type(error).__name__
-        return ToolCall(call_id, "", {}, f"The tool call is no JSON, or was cut off: {why}.")
+        return ToolCall(call_id, "", {}, f"The tool call is not JSON, or was cut off: {why}.")
     if not isinstance(call, dict) or not isinstance(call.get(key), str):
-        return ToolCall(call_id, "", {}, f'The tool call is no JSON object with a "{key}".')
+        return ToolCall(call_id, "", {}, f'The tool call is not a JSON object with a "{key}".')
     name, arguments = call[key], call.get("arguments", {})
     if name not in names:
         return ToolCall(call_id, name, {}, f"There is no tool of that name; there are: {', '.join(names)}.")
     if not isinstance(arguments, dict):
-        return ToolCall(call_id, name, {}, 'The "arguments" of the tool call are no JSON object.')
+        return ToolCall(call_id, name, {}, 'The "arguments" of the tool call are not a JSON object.')
     return ToolCall(call_id, name, arguments)
 
 

@@ -1,5 +1,6 @@
 """What a model is, and the catalogue of those that june knows: `models/catalogue.toml`."""
 
+import hashlib
 import re
 import tomllib
 from pathlib import Path
@@ -23,6 +24,8 @@ Role = Literal["stt", "llm", "tts"]
 Format = Literal["ctranslate2", "gguf", "piper"]
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+MAX_FOLDER_NAME = 200
+"""Letters of a folder's name; a file system takes 255 bytes, and some of them are for what is added."""
 
 
 def _file_name(name: str) -> str:
@@ -84,14 +87,24 @@ class ModelFiles(_Entry):
         """Size of all files."""
         return sum(file.size_bytes for file in self.files)
 
+    @property
+    def can_be_pulled(self) -> bool:
+        """Whether june can download it; the owner's own files it cannot."""
+        return bool(self.wheels or self.huggingface)
+
     def folder(self, directory: Path) -> Path:
         """Return where the files lie once they were pulled; `directory` is `models.directory`."""
         return folder_of(self.name, directory)
 
 
 def folder_of(name: str, directory: Path) -> Path:
-    """Return the folder of a model in `models.directory`, named with letters, digits, dots and dashes."""
-    return directory / re.sub(r"[^A-Za-z0-9._-]+", "--", name)
+    """Return the folder of a model in `models.directory`.
+
+    It is called as the model, if that is short and has only letters, digits, dots and dashes, as each name in
+    the catalogue; else by what is like it and a part of the SHA-256 of the name.
+    """
+    like = re.sub(r"[^A-Za-z0-9._-]+", "--", name)[:MAX_FOLDER_NAME]
+    return directory / (like if like == name else f"{like}--{hashlib.sha256(name.encode()).hexdigest()[:8]}")
 
 
 MAIN_FILE: dict[Format, str] = {"ctranslate2": "model.bin", "gguf": ".gguf", "piper": ".onnx"}

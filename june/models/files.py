@@ -137,8 +137,10 @@ def require(model: ModelFiles, folder: Path, on_read: OnRead = unheard) -> None:
         ModelFileError: a file is missing or another one; the text names the remedy.
     """
     for name, fault in find_faults(model, folder, trust_stamps=True, on_read=on_read).items():
-        remedy = f"python -m june models pull {model.name}"
-        raise ModelFileError(f"{folder / name} {fault}; run: {remedy}")
+        remedy = f"run: python -m june models pull {model.name}"
+        if not model.can_be_pulled:
+            remedy = "it is your own file: put it back, or let the settings name another."
+        raise ModelFileError(f"{folder / name} {fault}; {remedy}")
 
 
 class LoggedReading:

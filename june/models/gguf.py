@@ -31,6 +31,8 @@ MAX_STRINGS = 4_000_000
 MAX_DIMENSIONS = 4
 MAX_KEPT = 4096
 """Items of an array that is kept: one value for each layer, or the languages."""
+MAX_KEPT_IN_ALL = 100_000
+"""Items of all arrays that are kept; further arrays are stepped over."""
 MAX_TEXT_BYTES = 10_000
 """Of a text that is kept; a longer one, such as a chat template, is read as empty."""
 
@@ -42,7 +44,7 @@ class Header:
     """The beginning of a GGUF file.
 
     Attributes:
-        values: the metadata, without arrays of more than `MAX_KEPT` items.
+        values: the metadata, without arrays of more than `MAX_KEPT` items, or beyond `MAX_KEPT_IN_ALL`.
         parameters: weights in this file.
     """
 
@@ -74,6 +76,7 @@ class _Reader:
         self._stream = stream
         self._left_bytes = MAX_HEADER_BYTES
         self._strings = 0
+        self._kept = 0
 
     def header(self) -> Header:
         if self._take(4) != MAGIC:
@@ -113,8 +116,12 @@ class _Reader:
                 raise _BrokenError(f"it holds more than {MAX_STRINGS:,} strings")
         elif kind not in SCALARS:
             raise _BrokenError(f"it holds an array of the unknown type {kind}")
-        if items <= MAX_KEPT:
-            return tuple(self._single(kind) for _ in range(items))
+        if items <= MAX_KEPT and self._kept + items <= MAX_KEPT_IN_ALL:
+            self._kept += items
+            if kind == STRING:
+                return tuple(self._text() for _ in range(items))
+            form = f"<{items}{SCALARS[kind]}"
+            return struct.unpack(form, self._take(struct.calcsize(form)))
         if kind == STRING:
             self._skip_strings(items)
         else:

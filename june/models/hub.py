@@ -5,7 +5,7 @@
 
 import socket
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from functools import partial
 from http import HTTPStatus
 from pathlib import Path, PurePosixPath
@@ -25,17 +25,21 @@ from june.errors import ModelFileError
 from june.models.catalogue import HuggingFaceRepo, ModelFile, Role
 from june.models.own_llm import split_parts
 from june.models.references import Pinned, Place, parse_place, read_pinned, require_role, write_pinned
-from june.workers import StopFlag
+from june.workers import StopFlag, unless_stopped
 
 SILENCE_S = 30.0
 """A server that sends nothing for so long counts as lost."""
+ANSWER_S = 10.0
+"""The same, while it is asked what there is."""
 
 WHISPER_FILES = ("model.bin", "config.json", "tokenizer.json")
 WHISPER_VOCABULARIES = ("vocabulary.json", "vocabulary.txt")
 WHISPER_OPTIONAL = "preprocessor_config.json"
 
 
-def pin(reference: str, role: Role | None, directory: Path, *, token: str = "") -> Pinned:
+def pin(
+    reference: str, role: Role | None, directory: Path, *, token: str = "", stop: StopFlag | None = None
+) -> Pinned:
     """Return which files a place on Hugging Face stands for; asks there once, and keeps the answer.
 
     Args:
@@ -43,28 +47,32 @@ def pin(reference: str, role: Role | None, directory: Path, *, token: str = "") 
         role: what the model is to do; None: what its name says.
         directory: `models.directory`.
         token: of Hugging Face; empty: the one that huggingface_hub finds on this machine, if any.
+        stop: ends the waiting for the answer when it is set.
 
     Raises:
-        ModelFileError: there is no such place, it holds no model that june can use, or nobody answers.
+        ModelFileError: there is no such place, it holds no model that june can use, or nobody answers;
+            or `stop` was set.
     """
     place = parse_place(reference)
     require_role(place, role or place.role)
     pinned = read_pinned(reference, directory)
     if pinned is None:
-        pinned = _ask(place, token)
+        pinned = _ask(place, token, stop or StopFlag())
         write_pinned(pinned, directory)
     return pinned
 
 
-def _ask(place: Place, token: str) -> Pinned:
+def _ask(place: Place, token: str, stop: StopFlag) -> Pinned:
+    ask = partial(
+        HfApi().model_info,
+        place.repo,
+        revision=place.revision or None,
+        files_metadata=True,
+        timeout=ANSWER_S,
+        token=token or None,
+    )
     try:
-        info = HfApi().model_info(
-            place.repo,
-            revision=place.revision or None,
-            files_metadata=True,
-            timeout=SILENCE_S,
-            token=token or None,
-        )
+        info = unless_stopped(stop, ask)
     except GatedRepoError as error:
         raise ModelFileError(
             f"{place.repo} is for people who accepted its terms: accept them on its page at Hugging Face, "
@@ -81,6 +89,8 @@ def _ask(place: Place, token: str) -> Pinned:
         raise ModelFileError(f"Hugging Face cannot be asked for {place.reference}: {reason}.") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:  # huggingface_hub checks little
         raise _odd(place) from error
+    if info is None:
+        raise ModelFileError(f"{place.reference} was not asked for to the end: june was asked to stop.")
     there = {sibling.rfilename: sibling for sibling in info.siblings or ()}
     try:
         repo = HuggingFaceRepo(repo=place.repo, revision=info.sha or "")
@@ -165,11 +175,16 @@ def _download(
     url: str, headers: dict[str, str], part: Path, size_bytes: int, stop: StopFlag
 ) -> Iterator[int]:
     """Yield how many bytes `part` has; a lost connection is taken up again if it brought something."""
+    session = get_session()
     with part.open("ab") as out:
         while (have := out.tell()) < size_bytes:
             ranged = headers | {"Range": f"bytes={have}-"}
             try:
-                with get_session().stream("GET", url, headers=ranged, timeout=SILENCE_S) as response:
+                request = session.build_request("GET", url, headers=ranged, timeout=SILENCE_S)
+                response = unless_stopped(stop, partial(session.send, request, stream=True))
+                if response is None:
+                    raise ModelFileError(f"{part.stem} was not downloaded: june was asked to stop.")
+                with closing(response):
                     response.raise_for_status()
                     if response.status_code != HTTPStatus.PARTIAL_CONTENT:
                         out.seek(0)

@@ -10,9 +10,10 @@ from typing import Any
 from june.errors import ModelFileError
 from june.models.catalogue import MAIN_FILE, Model, Role
 from june.models.model_bin import read_weights
-from june.models.own_files import code_of, only_file, own_files, present_file, read_json, read_text
+from june.models.own_files import code_of, only_file, own_files, present_file, printable, read_json, read_text
 from june.models.own_llm import describe_llm
 from june.models.sources import LocalModel
+from june.workers import StopFlag
 
 F32_BYTES = 4
 ENGLISH_VOCABULARY = 51_864
@@ -22,18 +23,21 @@ PLAIN_MELS = 80
 """What faster-whisper computes unless preprocessor_config.json says otherwise."""
 
 
-def describe(role: Role, path: Path) -> LocalModel:
+def describe(role: Role, path: Path, stop: StopFlag | None = None) -> LocalModel:
     """Return the owner's own model.
 
     Args:
         role: what it is to do.
         path: a file or folder: a Whisper model for CTranslate2, a GGUF file, or a voice for Piper.
+        stop: ends the reading of a model of many parts when it is set.
 
     Raises:
         ModelFileError: it is not there, is not a model of that kind, or does not say what june
-            has to know.
+            has to know; or `stop` was set.
     """
-    return {"stt": _whisper, "llm": describe_llm, "tts": _voice}[role](path)
+    if role == "llm":
+        return describe_llm(path, stop)
+    return _whisper(path) if role == "stt" else _voice(path)
 
 
 def _whisper(path: Path) -> LocalModel:
@@ -41,7 +45,8 @@ def _whisper(path: Path) -> LocalModel:
     user = "a Whisper model for CTranslate2"
     weights = read_weights(present_file(folder / "model.bin", user))
     if weights.kind != WHISPER:
-        raise ModelFileError(f"{folder} is a {weights.kind} for CTranslate2, and june hears with Whisper.")
+        kind = printable(weights.kind)
+        raise ModelFileError(f"{folder} is a {kind} for CTranslate2, and june hears with Whisper.")
     vocabulary = next(
         (file for file in (folder / "vocabulary.json", folder / "vocabulary.txt") if file.is_file()),
         folder / "vocabulary.json",

@@ -6,34 +6,40 @@ from pathlib import Path
 from june.errors import ModelFileError
 from june.models.catalogue import MAIN_FILE, Model
 from june.models.gguf import Value, read_header
-from june.models.own_files import SPLIT, code_of, only_file, own_files, present_file
+from june.models.own_files import SPLIT, code_of, only_file, own_files, present_file, printable
 from june.models.sources import LocalModel
+from june.workers import StopFlag
 
 MAX_PARTS = 1000
 MAX_LAYERS = 10_000
 MAX_HEADS = 1_000_000
 F16_BYTES = 2
-MAX_LICENCE = 100
 
 
-def describe_llm(path: Path) -> LocalModel:
+def describe_llm(path: Path, stop: StopFlag | None = None) -> LocalModel:
     """Return a language model of the owner's own.
 
     Args:
         path: the GGUF file, the first of a split one, or a folder with one of them.
+        stop: ends the reading between two parts when it is set.
 
     Raises:
-        ModelFileError: it is not there, is not a model of that kind, or does not say what june has to know.
+        ModelFileError: it is not there, is not a model of that kind, or does not say what june has to know;
+            or `stop` was set.
     """
     path = gguf_file(path)
     parts = [path.with_name(name) for name in split_parts(path.name)]
-    headers = [read_header(present_file(part, f"the split model {path.name}")) for part in parts]
+    headers = []
+    for part in parts:
+        if stop is not None and stop.is_set():
+            raise ModelFileError(f"{path.name} was not read to its end: june was asked to stop.")
+        headers.append(read_header(present_file(part, f"the split model {path.name}")))
     facts = _Facts(path, headers[0].values)
     model = Model(
         name=path.name,
         role="llm",
         format="gguf",
-        licence=facts.text("general.license")[:MAX_LICENCE],
+        licence=facts.text("general.license"),
         languages=facts.languages(),
         parameters_b=max(sum(header.parameters for header in headers), 1) / 1e9,
         kv_bytes_per_token=facts.kv_bytes_per_token(),
@@ -82,9 +88,9 @@ class _Facts:
             raise self._missing("general.architecture")
 
     def text(self, key: str) -> str:
-        """Return a text; "" if there is none."""
+        """Return a text, fit to be shown; "" if there is none."""
         value = self._values.get(key)
-        return value if isinstance(value, str) else ""
+        return printable(value) if isinstance(value, str) else ""
 
     def number(self, key: str, default: int = 0) -> int:
         """Return a positive number of the architecture's.

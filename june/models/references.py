@@ -15,7 +15,9 @@ from june.errors import ModelFileError
 from june.models.catalogue import MAIN_FILE, Catalogue, Model, ModelFiles, Role, folder_of
 from june.models.files import is_present
 from june.models.own import describe
+from june.models.own_files import printable
 from june.models.sources import LocalModel
+from june.workers import StopFlag
 
 SCHEME = "hf:"
 PLACE = re.compile(
@@ -74,8 +76,10 @@ def own_path(reference: str, folder: Path) -> str:
     """Return a path as an absolute one, taken relative to a folder; any other reference as it is.
 
     Raises:
-        ModelFileError: it begins with ~ and a user whom this machine does not know.
+        ModelFileError: it begins with ~ and a user whom this machine does not know, or holds a NUL.
     """
+    if "\0" in reference:
+        raise ModelFileError("expected a model's path without a NUL character.")
     try:
         return str(folder / Path(reference).expanduser()) if is_path(reference) else reference
     except RuntimeError as error:
@@ -90,8 +94,9 @@ def parse_place(reference: str) -> Place:
     """
     match = PLACE.fullmatch(reference.removeprefix(SCHEME))
     parts = PurePosixPath(match["path"] or "").parts if match else ()
-    if match is None or "." in match["repo"].split("/") or ".." in (*match["repo"].split("/"), *parts):
-        raise ModelFileError(f"{reference}: {EXPECTED}.")
+    names = (*match["repo"].split("/"), *parts) if match else ()
+    if match is None or "." in names or ".." in names or "/" in names:
+        raise ModelFileError(f"{printable(reference)}: {EXPECTED}.")
     return Place(reference, match["repo"], "/".join(parts), match["revision"] or "")
 
 
@@ -102,8 +107,11 @@ def read_pinned(reference: str, directory: Path) -> Pinned | None:
         ModelFileError: what was kept of it cannot be read.
     """
     file = folder_of(reference, directory) / PINNED_FILE
-    if not file.exists():
-        return None
+    try:
+        if not file.exists():
+            return None
+    except OSError as error:
+        raise ModelFileError(f"{file} cannot be read: {error.strerror}.") from error
     pinned = read_pinned_file(file)
     return pinned if pinned.name == reference else None
 
@@ -139,7 +147,9 @@ def write_pinned(pinned: Pinned, directory: Path) -> None:
         raise ModelFileError(f"{folder} cannot be written to: {error.strerror}.") from error
 
 
-def find(reference: str, role: Role, catalogue: Catalogue, directory: Path) -> LocalModel:
+def find(
+    reference: str, role: Role, catalogue: Catalogue, directory: Path, stop: StopFlag | None = None
+) -> LocalModel:
     """Return the model that the settings or a person call so; a file of the catalogue's may still be missing.
 
     Args:
@@ -147,17 +157,18 @@ def find(reference: str, role: Role, catalogue: Catalogue, directory: Path) -> L
         role: what the model is to do.
         catalogue: from `load_catalogue`.
         directory: `models.directory`.
+        stop: ends the reading of a model of many parts when it is set.
 
     Raises:
         NotPulledError: it is on Hugging Face, and its files are not here.
         ModelFileError: there is no such model, or it is one for another role.
     """
     if "://" in reference:
-        raise ModelFileError(f"{reference} is an address, and this backend opens files.")
+        raise ModelFileError("this is an address, and the backend opens files.")  # it may hold a password
     if is_path(reference):
-        return describe(role, Path(own_path(reference, Path.cwd())))
+        return describe(role, Path(own_path(reference, Path.cwd())), stop)
     if reference.startswith(SCHEME):
-        return _pulled(reference, role, directory)
+        return _pulled(reference, role, directory, stop)
     entry = catalogue_entry(reference, catalogue)
     if entry.role != role:
         raise ModelFileError(f"{reference} is a model for {entry.role}, not for {role}.")
@@ -197,13 +208,13 @@ def require_role(place: Place, role: Role) -> None:
         raise ModelFileError(f"{place.reference} is not {wanted}.")
 
 
-def _pulled(reference: str, role: Role, directory: Path) -> LocalModel:
+def _pulled(reference: str, role: Role, directory: Path, stop: StopFlag | None) -> LocalModel:
     require_role(parse_place(reference), role)
     pinned = read_pinned(reference, directory)
     folder = folder_of(reference, directory)
     if pinned is None or not is_present(pinned, folder):
         remedy = f"python -m june models pull {reference}"
         raise NotPulledError(f"{reference} is not here yet; run: {remedy}")
-    found = describe(role, folder if role == "stt" else folder / pinned.files[0].name)
+    found = describe(role, folder if role == "stt" else folder / pinned.files[0].name, stop)
     known = {"name": reference, "huggingface": pinned.huggingface, "files": pinned.files}
     return LocalModel(found.entry.model_copy(update=known), found.path)

@@ -20,6 +20,7 @@ from june.workers.threads import (
     run_aside,
     settled,
     try_for,
+    unless_stopped,
 )
 from june.workers.watchdog import STANDSTILL_STATUS, short_collections, watched_loop
 
@@ -36,5 +37,6 @@ __all__ = [
     "settled",
     "short_collections",
     "try_for",
+    "unless_stopped",
     "watched_loop",
 ]

@@ -247,6 +247,31 @@ async def settled(future: asyncio.Future[T]) -> None:
         raise asyncio.CancelledError
 
 
+def unless_stopped(stop: StopFlag, function: Callable[[], T]) -> T | None:
+    """Call the function on a thread of its own and return what it returns; None once the flag is set.
+
+    A function that still runs then is abandoned; it does not keep the process from ending. Use it on a thread
+    for a library call that nothing interrupts.
+
+    Raises:
+        BaseException: the error that the function raised.
+    """
+    outcomes: queue.SimpleQueue[Future[T] | None] = queue.SimpleQueue()
+
+    def work() -> None:
+        outcome: Future[T] = Future()
+        try:
+            outcome.set_result(function())
+        except BaseException as error:  # the caller gets every error
+            outcome.set_exception(error)
+        outcomes.put(outcome)
+
+    with stop.interrupts(lambda: outcomes.put(None)):
+        threading.Thread(target=work, name="june-call", daemon=True).start()
+        outcome = outcomes.get()
+    return None if outcome is None else outcome.result()
+
+
 async def try_for(limit_s: float, function: Callable[[], object]) -> bool:
     """Call the function on a thread of its own and return whether it ended within the time.
 

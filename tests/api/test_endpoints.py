@@ -1,6 +1,7 @@
 """The API: a real server on loopback over a real store."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -519,6 +520,13 @@ async def test_ready_is_503_until_all_models_are_warm(office: Office) -> None:
     office.is_ready = True
     ready = await office.client.get("/ready")
     assert (ready.status, ready.body) == (200, {"ready": True})
+
+
+async def test_models_are_not_looked_for_on_the_event_loop(office: Office) -> None:
+    assert (await office.client.get("/v1/models")).body["present"] == []
+    assert (await office.client.post("/v1/models/switch", {"name": "x.gguf"})).status == 404
+    assert office.looking_threads
+    assert threading.get_ident() not in office.looking_threads
 
 
 async def test_metrics_are_prometheus_text(office: Office) -> None:

@@ -313,6 +313,10 @@ def test_a_model_on_hugging_face_that_is_not_here_is_told(is_pulled_at_start: bo
     assert (status, found["models"]["status"]) == ((0, "warning") if is_pulled_at_start else (1, "failed"))
     remedy = "june pulls it" if is_pulled_at_start else "python -m june models pull hf:a/b/c.gguf"
     assert remedy in found["models"]["remedy"]
+    status, found = findings("--turn", "--settings", write_settings(tmp_path, **sections))
+    assert (status, found["turn"]["status"]) == (1, "failed")
+    assert found["turn"]["found"] == "no turn was made: llm.model: hf:a/b/c.gguf is not here yet"
+    assert "python -m june models pull" in found["turn"]["remedy"]
 
 
 @pytest.mark.parametrize(("free_gb", "status"), [(40, "ok"), (21.5, "warning")])

@@ -1,12 +1,14 @@
 """Promises of `python -m june models` without a june that runs."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
-from june.commands.models import app
+from june.commands.models import OWN_FILES, app
 from june.errors import JuneError
+from tests.conftest import STT
 
 
 def test_list_marks_the_chosen_models_and_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -20,6 +22,20 @@ def test_list_marks_the_chosen_models_and_says_why(tmp_path: Path, monkeypatch: 
         "qwen3-8b",
         "Starter",
     ]
+
+
+def test_a_model_of_ones_own_may_be_called_as_one_of_the_catalogue(
+    tmp_path: Path, model_paths: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = shutil.copytree(model_paths[STT], tmp_path / "own" / STT)
+    (tmp_path / STT).symlink_to(model_paths[STT])
+    monkeypatch.setenv("JUNE_MODELS__DIRECTORY", str(tmp_path))
+    monkeypatch.setenv("JUNE_MODELS__PRESET", "starter")
+    monkeypatch.setenv("JUNE_STT__MODEL", str(own))
+    rows = [line for line in CliRunner().invoke(app, ["list"]).output.splitlines() if f"{STT} " in line]
+    assert [(row.startswith("*"), "MIT" in row) for row in rows] == [(False, True), (True, False)]
+    verified = CliRunner().invoke(app, ["verify"]).output.splitlines()
+    assert verified == [f"{STT}: verified", f"{STT}: {OWN_FILES}"]
 
 
 def test_verify_fails_on_a_wrong_file_and_on_a_missing_one(

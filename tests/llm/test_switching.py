@@ -23,6 +23,7 @@ from june.settings import Settings
 from tests.api_client import talking_to
 from tests.conftest import CATALOGUE, LLM, STT, TTS
 from tests.fakes import FakeLlm
+from tests.models.gguf_writer import gguf, write
 from tests.program import running, write_settings
 from tests.telegram_server import ALICE, TelegramServer
 
@@ -59,11 +60,17 @@ class Shelf:
     events: list[str] = field(default_factory=list)
     broken: set[str] = field(default_factory=set)
     missing: set[str] = field(default_factory=set)
+    unsuited: set[str] = field(default_factory=set)
+    crashing: set[str] = field(default_factory=set)
 
     async def create(self, name: str) -> NamedLlm:
         """Return the model of that name, not yet loaded."""
         if name in self.missing:
             raise ModelFileError(f"{name} is not here.")
+        if name in self.unsuited:
+            raise ModelLoadError(f"{name} was trained for less context.")
+        if name in self.crashing:
+            raise KeyError(name)
         return NamedLlm(name=name, pieces=(name, "!"), events=self.events, fails=name in self.broken)
 
 
@@ -110,7 +117,7 @@ async def test_what_was_begun_ends_on_the_old_model_and_what_comes_meanwhile_wai
     assert shelf.events[3:] == ["free large"]
 
 
-@pytest.mark.parametrize("fault", ["broken", "missing"])
+@pytest.mark.parametrize("fault", ["broken", "missing", "unsuited"])
 async def test_a_model_that_cannot_be_had_leaves_the_old_one_at_work(fault: str) -> None:
     shelf = Shelf()
     async with loaded(shelf) as model:
@@ -123,6 +130,23 @@ async def test_a_model_that_cannot_be_had_leaves_the_old_one_at_work(fault: str)
         model.begin_switch("other")
         await settled(model)
         assert (model.status().name, model.status().error) == ("other", "")
+
+
+@pytest.mark.parametrize("fault", ["missing", "unsuited", "crashing"])
+async def test_where_the_old_model_cannot_be_had_again_either_both_reasons_are_told(fault: str) -> None:
+    shelf = Shelf(broken={"large"})
+    async with loaded(shelf) as model:
+        getattr(shelf, fault).add("small")
+        model.begin_switch("large")
+        await settled(model)
+        status = model.status()
+        assert (status.state, status.target) == ("unloaded", "")
+        assert status.error.startswith("There is no room for large. ")
+        assert len(status.error) > len("There is no room for large. ")
+        getattr(shelf, fault).clear()
+        model.begin_load("small")
+        await settled(model)
+        assert await answer(model) == "small!"
 
 
 async def test_without_a_model_an_answer_is_refused_until_one_is_loaded() -> None:
@@ -257,5 +281,10 @@ async def test_june_answers_by_voice_with_three_models_of_the_owners_own_and_swi
             assert (status, "There is no such language model here" in output) == (2, True)
             assert await models_command(file, port, "switch", str(other)) == (0, "other.gguf: loaded\n")
             assert await models_command(file, port, "switch", "own.gguf") == (0, "own.gguf: loaded\n")
+            write(other.with_name("short.gguf"), gguf())
+            status, output = await models_command(file, port, "switch", "short.gguf")
+            assert (status, "short.gguf was trained for 2,048 tokens of context" in output) == (2, True)
+            status, output = await models_command(file, port, "switch", f"{'x' * 300}.gguf")
+            assert (status, "There is no such language model here" in output) == (2, True)
             assert await june.terminate() == 0
         assert str(tmp_path) not in june.output

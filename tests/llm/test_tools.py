@@ -58,13 +58,13 @@ def test_a_tagged_call_is_no_text(text: str, answer: str, calls: list[ToolCall])
 @pytest.mark.parametrize(
     ("written", "name", "told"),
     [
-        ('{"name": "weather", "arguments": {"ci', "", "no JSON, or was cut off"),
-        ("weather(Köln)", "", "no JSON"),
+        ('{"name": "weather", "arguments": {"ci', "", "not JSON, or was cut off"),
+        ("weather(Köln)", "", "not JSON"),
         ("[" * 100_000, "", "RecursionError"),
-        ('["weather"]', "", 'no JSON object with a "name"'),
-        ('{"arguments": {}}', "", 'no JSON object with a "name"'),
+        ('["weather"]', "", 'not a JSON object with a "name"'),
+        ('{"arguments": {}}', "", 'not a JSON object with a "name"'),
         ('{"name": "rockets", "arguments": {}}', "rockets", "there are: weather, time"),
-        ('{"name": "weather", "arguments": "Köln"}', "weather", "no JSON object"),
+        ('{"name": "weather", "arguments": "Köln"}', "weather", "not a JSON object"),
     ],
 )
 def test_a_call_that_is_none_comes_with_a_sentence_for_the_model(written: str, name: str, told: str) -> None:

@@ -65,6 +65,8 @@ class Server:
     ranges: bool = True
     hold: threading.Event | None = None
     """Responses stop in their middle until this is set."""
+    holds_at_once: bool = False
+    """They stop before their first byte instead."""
     is_holding: threading.Event = field(default_factory=threading.Event)
     """Set when a response has come to its middle and stops there."""
     url: str = ""
@@ -86,6 +88,9 @@ def server() -> Iterator[Server]:
                 self.send_error(404)
                 return
             data = state.pages[path]
+            if state.hold and state.holds_at_once:
+                state.is_holding.set()
+                state.hold.wait(30)
             begin = int(wanted.removeprefix("bytes=").partition("-")[0]) if wanted and state.ranges else 0
             self.send_response(206 if wanted and state.ranges else 200)
             if wanted and state.ranges:

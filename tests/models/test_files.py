@@ -10,7 +10,9 @@ from june.models import (
     find_faults,
     require,
 )
+from june.models.own import describe
 from tests.models.conftest import CONTENT, HUGGING_FACE, catalogue_of, model_toml, sha256
+from tests.models.gguf_writer import gguf, write
 
 
 def test_a_file_is_required_to_be_the_catalogues(tmp_path: Path) -> None:
@@ -28,6 +30,13 @@ def test_a_file_is_required_to_be_the_catalogues(tmp_path: Path) -> None:
     path.write_bytes(CONTENT[:-1])
     with pytest.raises(ModelFileError, match="has 299999 bytes instead of 300000"):
         require(model, tmp_path / "small")
+
+
+def test_a_file_of_the_owners_own_is_not_to_be_pulled(tmp_path: Path) -> None:
+    own = describe("llm", write(tmp_path / "x.gguf", gguf()))
+    own.path.write_bytes(gguf()[:-1])
+    with pytest.raises(ModelFileError, match="it is your own file: put it back, or let the settings name an"):
+        require(own.entry, own.folder)
 
 
 def test_a_start_does_not_read_an_unchanged_file_again_and_verify_does(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from june.errors import ModelFileError
-from june.models.gguf import MAX_STRINGS, read_header
+from june.models.gguf import MAX_KEPT, MAX_KEPT_IN_ALL, MAX_STRINGS, read_header
 from tests.conftest import LLM as STARTER
 from tests.models.gguf_writer import LLM, gguf, text, write
 
@@ -34,6 +34,14 @@ def test_long_arrays_and_texts_are_stepped_over(tmp_path: Path) -> None:
     values = {"long": ["word"] * 5000, "numbers": [1] * 5000, "template": "x" * 20_000, "last": 1}
     header = read_header(write(tmp_path / "x.gguf", gguf(values)))
     assert header.values == {"template": "", "last": 1}
+
+
+def test_what_is_kept_of_all_arrays_together_is_bounded(tmp_path: Path) -> None:
+    values = {f"array {number}": [number] * MAX_KEPT for number in range(30)}
+    header = read_header(write(tmp_path / "x.gguf", gguf(values | {"last": 1})))
+    assert header.values["array 1"] == (1,) * MAX_KEPT
+    assert len(header.values) == MAX_KEPT_IN_ALL // MAX_KEPT + 1
+    assert header.values["last"] == 1
 
 
 HEAD = b"GGUF" + struct.pack("<I", 3)

@@ -1,6 +1,10 @@
 """Promises of models on Hugging Face, named by their place: asked for once, pulled, verified, remembered."""
 
+import asyncio
 import json
+import re
+import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +15,7 @@ from typer.testing import CliRunner
 from june import lineup
 from june.commands.models import app
 from june.errors import ModelFileError
+from june.models.catalogue import folder_of
 from june.models.hub import pin
 from june.models.pull import plan_pull, pull
 from june.models.references import NotPulledError, Place, find, parse_place, read_pinned
@@ -83,11 +88,28 @@ def test_a_place_is_repository_file_and_revision(
 
 @pytest.mark.parametrize(
     "reference",
-    ["hf:", "hf:a", "hf:a/b/../c.gguf", "hf:../b/c.gguf", "hf:a/b/c.gguf@", "hf:a b/c", "hf:a/b?x=1"],
+    [
+        "hf:",
+        "hf:a",
+        "hf:a/b/../c.gguf",
+        "hf:../b/c.gguf",
+        "hf:a/b/c.gguf@",
+        "hf:a b/c",
+        "hf:a/b?x=1",
+        "hf:a/b//etc/x.gguf",
+    ],
 )
 def test_what_is_no_place_is_refused(reference: str) -> None:
     with pytest.raises(ModelFileError, match=r"expected hf:OWNER/REPO/FILE or hf:OWNER/REPO/FILE@REVISION\."):
         parse_place(reference)
+
+
+def test_each_place_has_a_folder_of_its_own_with_a_name_that_a_file_system_takes() -> None:
+    names = ["hf:a/b--c/x.gguf", "hf:a/b/c/x.gguf", "hf:a/b@v1", "hf:a/b/v1", f"hf:a/{'x' * 900}.gguf"]
+    folders = {folder_of(name, Path("models")).name for name in names}
+    assert len(folders) == len(names)
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]{1,220}", folder) for folder in folders)
+    assert folder_of("qwen3-8b", Path("models")) == Path("models/qwen3-8b")
 
 
 # --- pulling ---
@@ -211,6 +233,27 @@ def test_a_damaged_note_is_told(hub: Hub) -> None:
     note.write_text(note.read_text().replace("my-model.gguf", "../my-model.gguf"))
     with pytest.raises(ModelFileError, match="is damaged; delete it and pull the model again"):
         read_pinned(GGUF, hub.directory)
+
+
+async def test_a_start_that_is_cancelled_does_not_wait_for_a_silent_hugging_face(
+    hub: Hub, settings: Settings
+) -> None:
+    hub.publish({"q4/my-model.gguf": gguf()})
+    hub.server.hold = threading.Event()
+    chosen = settings.model_copy(
+        update={
+            "models": settings.models.model_copy(update={"directory": hub.directory}),
+            "llm": settings.llm.model_copy(update={"model": GGUF}),
+        }
+    )
+    starting = asyncio.create_task(lineup.pull_models(chosen))
+    assert await asyncio.to_thread(hub.server.is_holding.wait, 30)
+    begin = time.monotonic()
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    assert time.monotonic() - begin < 3
+    assert not list(hub.directory.iterdir())
 
 
 def test_no_answer_is_told_in_one_sentence(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,8 @@
 """Promises of models of the owner's own: what june reads of their files, and what it says of wrong ones."""
 
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -11,9 +13,12 @@ from hypothesis import strategies as st
 from june.errors import ModelFileError
 from june.models.catalogue import Role
 from june.models.own import describe
+from june.workers import StopFlag
 from tests.conftest import CATALOGUE, LLM, STT, TTS
 from tests.models.gguf_writer import LLM as VALUES
 from tests.models.gguf_writer import gguf, write
+
+ROLES: tuple[Role, ...] = ("stt", "llm", "tts")
 
 
 def refusal(role: Role, path: Path) -> str:
@@ -114,6 +119,40 @@ def test_a_wrong_path_is_named(tmp_path: Path) -> None:
     assert "x.gguf is missing" in refusal("llm", tmp_path / "x.gguf")
     assert "x.bin is not a file .gguf" in refusal("llm", write(tmp_path / "x.bin", gguf()))
     assert "x.gguf is empty" in refusal("llm", write(tmp_path / "x.gguf", b""))
+
+
+@pytest.mark.parametrize("name", [f"{'x' * 300}.gguf", f"{'x' * 300}/x.onnx", "a\0b.gguf"])
+@pytest.mark.parametrize("role", ["stt", "llm", "tts"])
+def test_what_cannot_be_a_path_gets_one_sentence(role: Role, name: str, tmp_path: Path) -> None:
+    assert "cannot be read: " in refusal(role, tmp_path / name)
+
+
+def test_a_folder_that_june_may_not_enter_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = write(tmp_path / "closed" / "x.gguf", gguf()).parent
+
+    def refuse(path: Path, **_: object) -> None:  # whoever runs this may be root
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(Path, "stat", refuse)
+    for role in ROLES:
+        assert "cannot be read: Permission denied." in refusal(role, closed)
+        assert "cannot be read: Permission denied." in refusal(role, closed / "x.gguf")
+
+
+def test_a_strangers_text_is_fit_to_be_shown(tmp_path: Path) -> None:
+    values = {**VALUES, "general.license": "\x1b[31mmit\n" + "x" * 500}
+    entry = describe("llm", write(tmp_path / "x.gguf", gguf(values))).entry
+    assert entry.licence == "[31mmit" + "x" * 93
+    told = refusal("llm", write(tmp_path / "y.gguf", gguf({**VALUES, "general.architecture": "\x1b[2Jx"})))
+    assert "does not say [2Jx." in told
+    assert told.isprintable()
+
+
+def test_a_start_that_is_stopped_reads_no_further_part(tmp_path: Path) -> None:
+    stop = StopFlag()
+    stop.set()
+    with pytest.raises(ModelFileError, match=r"x\.gguf was not read to its end: june was asked to stop"):
+        describe("llm", write(tmp_path / "x.gguf", gguf()), stop)
 
 
 # --- Whisper ---

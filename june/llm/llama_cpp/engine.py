@@ -1,6 +1,7 @@
 """One model and one context, in which all answers are decoded together."""
 
 import ctypes
+import os
 import time
 
 from june import hardware
@@ -73,7 +74,7 @@ class Engine:
             path = converted(path, number_format, threads=own.threads)
         model_params = llama_cpp.llama_model_default_params()
         model_params.n_gpu_layers = ALL_LAYERS if own.gpu_layers < 0 else own.gpu_layers
-        self._model = llama_cpp.llama_model_load_from_file(str(path).encode(), model_params)
+        self._model = llama_cpp.llama_model_load_from_file(os.fsencode(path), model_params)
         if not self._model:
             raise ModelLoadError(f"Language model {name} cannot be loaded: llama.cpp refuses {path.name}.")
         self.layers = int(llama_cpp.llama_model_n_layer(self._model)) + 1

@@ -1,6 +1,6 @@
 """JSON schemas as GBNF, the grammars that llama.cpp samples by.
 
-The converter that llama-cpp-python ships lets raw line breaks into strings (so that the answer is no JSON),
+The converter that llama-cpp-python ships lets raw line breaks into strings (so that the answer is not JSON),
 breaks at quotes in an `enum`, mixes up references that end in the same word, and drops every keyword that it
 does not know. Here a keyword is kept or refused. An object's properties come in the schema's order, and
 others than those that it names never come, whatever `additionalProperties` allows.

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from weakref import WeakSet
 
 from june import hardware
@@ -32,6 +33,7 @@ from june.llm.llama_cpp.settings import DEFAULTS, LlamaCppSettings
 from june.llm.llama_cpp.state_files import StateFiles
 from june.messages import ChatMessage, ChatRequest, Delta, Device, ModelDescription, Sampling
 from june.models import LocalModel, Model
+from june.models.catalogue import folder_of
 from june.sections import LlmSettings
 from june.workers import Channel, Mailbox, ModelThread, StopFlag
 
@@ -225,11 +227,12 @@ def _ended(serving: "asyncio.Task[None]") -> GenerationError:
 
 
 def _state_maker(model: Model, own: LlamaCppSettings, *, offloaded: bool) -> str:
-    """Return a name for all that a state depends on; if any of it changes, an older state is not read."""
+    """Return a folder's name for all that a state depends on; another one reads no state of this one."""
     weights = [file.identity for file in model.files]
     number_format = cpu_format(model, own, offloaded=offloaded)
     made_by = (weights, number_format, own.kv_type, own.flash_attention, llama_cpp.__version__)
-    return f"{model.name}-{own.kv_type}-{hashlib.sha256(repr(made_by).encode()).hexdigest()[:16]}"
+    folder = folder_of(model.name, Path()).name
+    return f"{folder}-{own.kv_type}-{hashlib.sha256(repr(made_by).encode()).hexdigest()[:16]}"
 
 
 @dataclass(frozen=True, slots=True)

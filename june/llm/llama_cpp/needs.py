@@ -1,6 +1,6 @@
 """What a language model needs of this machine when llama.cpp runs it, and whether that is here.
 
-Sizes are estimates from the catalogue; nothing of llama.cpp is loaded for them.
+Sizes are estimates from what june knows of the model; nothing of llama.cpp is loaded for them.
 """
 
 from june.errors import ModelLoadError

@@ -378,6 +378,19 @@ async def test_a_folder_that_cannot_be_had_is_told_of_before_the_model_is_read(
             pass
 
 
+@pytest.mark.parametrize("name", ["hf:some/model/q4/x.gguf@v1", "x" * 250 + ".gguf"])
+async def test_a_model_of_any_name_keeps_its_conversations(
+    name: str, own: LlamaCppSettings, model_paths: dict[str, Path]
+) -> None:
+    entry = CATALOGUE[LLM].model_copy(update={"name": name})
+    llm = LlamaCpp(ONE_SLOT, LocalModel(entry, model_paths[LLM]), own)
+    await llm.load()
+    await answer(llm, asks(*SHORT, max_tokens=1))
+    await llm.close()
+    assert own.state_dir
+    assert len(paths(own.state_dir)) == 1
+
+
 async def test_what_cannot_be_deleted_is_not_said_to_be_forgotten(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
