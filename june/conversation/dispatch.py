@@ -164,7 +164,8 @@ class Dispatcher:
         turn = self._turns.get(chat)
         if turn is not None and turn.task is not None and turn.work.may_be_stopped:
             turn.is_stopped = True
-            turn.task.cancel()
+            # Once it has begun: a task that is cancelled before its first step never runs its `finally`.
+            asyncio.get_running_loop().call_soon(turn.task.cancel)
             self._stopped.add(chat)
 
 

@@ -1,7 +1,7 @@
 """Which message is answered when, and what of it is kept: a real store, models and apps that tests hold."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -32,7 +32,7 @@ from june.messages import (
 from june.settings import Settings
 from june.store import DueMessage, Filter, Letter, Message, Received, Role, Store, open_store
 from tests.fakes import FakeLlm, FakeStt, FakeTts
-from tests.stored import ANNA, BERT, inbound
+from tests.stored import ANNA, BERT, inbound, place_by_default
 
 ANSWER = "The sky is blue. The sea is too."
 
@@ -374,6 +374,43 @@ async def test_stop_ends_the_running_answer_written_or_spoken(
         assert house.dispatcher.was_stopped(ANNA) == (message.kind == "command")  # it says so itself
         assert not house.dispatcher.was_stopped(ANNA)
         assert len(house.stt.languages) <= 1
+
+
+async def stop_before_the_first_step(
+    house: House, monkeypatch: pytest.MonkeyPatch, *messages: Inbound
+) -> None:
+    """Let the messages arrive; "stop" is noticed when the first turn is about to take its first step."""
+    stops: list[Received] = []
+    is_noticed = asyncio.Event()
+    claim = house.store.inbox.claim
+
+    async def claim_next(*, exclude_chats: Collection[str], lease_s: float) -> Received | None:
+        if not stops:
+            return None
+        if exclude_chats and not is_noticed.is_set():  # a turn was begun, and nothing has run since
+            house.dispatcher.notice(stops)
+            is_noticed.set()
+        return await claim(exclude_chats=exclude_chats, lease_s=lease_s)
+
+    monkeypatch.setattr(house.store.inbox, "claim", claim_next)
+    stop = inbound(9, text="Stop!")
+    arrived = await house.store.inbox.receive(
+        [(each, "owner") for each in (*messages, stop)], place=place_by_default
+    )
+    stops.append(arrived[-1])
+    house.dispatcher.notice([])
+    async with asyncio.timeout(20):
+        await is_noticed.wait()
+
+
+async def test_stop_before_the_first_step_of_a_turn_does_not_block_its_chat(
+    open_house: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_house() as house:
+        await stop_before_the_first_step(house, monkeypatch, inbound(1))
+        assert await house.statuses(2) == ["stopped", "command"]
+        await house.arrive(inbound(10))
+        assert [each.text for each in await house.outbox(2)] == ["Stopped.", ANSWER]
 
 
 async def test_a_stopped_answer_keeps_what_its_chat_has_seen(open_house: Open) -> None:
