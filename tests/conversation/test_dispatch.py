@@ -16,6 +16,8 @@ from june.conversation.answering import choose_mode
 from june.conversation.attending import Desk
 from june.conversation.deciding import Rules, place
 from june.conversation.dispatch import Dispatcher
+from june.conversation.failing import TurnRecord
+from june.conversation.hearing import Hearing
 from june.conversation.speaking import Speaker
 from june.errors import DeliveryError, QueueError, Refusal, StoreError, SynthesisError
 from june.lineup import create_pipeline
@@ -32,7 +34,7 @@ from june.messages import (
 from june.settings import Settings
 from june.store import DueMessage, Filter, Letter, Message, Received, Role, Store, open_store
 from tests.fakes import FakeLlm, FakeStt, FakeTts
-from tests.stored import ANNA, BERT, inbound, place_by_default
+from tests.stored import ANNA, BERT, inbound, place_by_default, place_in_queue
 
 ANSWER = "The sky is blue. The sea is too."
 
@@ -45,7 +47,9 @@ class FakeApps:
     preview_id: str = ""
     failure: DeliveryError | None = None
     working_failure: Exception | None = None
+    before_download: asyncio.Event | None = None
     downloads: int = 0
+    downloads_running: int = 0
     shown: list[str] = field(default_factory=list)
     working_in: list[tuple[str, str]] = field(default_factory=list)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -53,6 +57,12 @@ class FakeApps:
     async def download(self, _: Inbound) -> bytes:
         """See the Protocol."""
         self.downloads += 1
+        self.downloads_running += 1
+        try:
+            if self.before_download is not None:
+                await self.before_download.wait()
+        finally:
+            self.downloads_running -= 1
         if self.failure is not None:
             raise self.failure
         return self.audio
@@ -435,6 +445,43 @@ async def test_a_short_recording_that_does_not_say_stop_waits_and_is_heard_once(
         house.llm.before_last.set()
         assert [each.reply_to for each in await house.outbox(3)] == ["1", "2", "2"]
         assert len(house.stt.languages) == 1
+
+
+async def test_what_was_heard_before_a_turn_that_had_begun_by_then_is_not_heard_again(
+    open_house: Open,
+) -> None:
+    async with open_house() as house:
+        house.running.cancel()  # the messages are for this hearing alone
+        hearing = Hearing(house.store, house.apps, house.pipeline.listener, TurnRecord(), max_early=1)
+        messages = [(voice(number, f"telegram:{number}"), "owner") for number in (1, 2)]
+        # As the turn knows them: claimed before they were heard.
+        first, second = await house.store.inbox.receive(messages, place=place_in_queue)
+        for received in (first, second):
+            is_heard = asyncio.Event()
+            hearing.hear_early(received, lambda _, is_heard=is_heard: is_heard.set())
+            async with asyncio.timeout(20):
+                await is_heard.wait()
+            await asyncio.sleep(0)  # the task comes to its end
+        for received in (first, second):
+            assert (await hearing.hear(received)).transcript.text == house.stt.text
+        assert (house.apps.downloads, len(house.stt.languages)) == (2, 2)
+        await hearing.close()
+
+
+async def test_a_turn_that_is_stopped_ends_what_was_begun_before_it(open_house: Open) -> None:
+    async with open_house() as house:
+        house.apps.before_download = asyncio.Event()
+        house.llm.before_last = asyncio.Event()
+        await house.arrive(inbound(1))
+        await house.llm.called.wait()
+        (arrived,) = await house.arrive(voice(2, duration_s=1))
+        house.llm.before_last.set()
+        await house.outbox(1)
+        await when(house, arrived.id, lambda found: found.status == "PROCESSING")
+        assert house.apps.downloads_running == 1
+        await house.arrive(inbound(3, text="Stop!"))
+        assert await house.statuses(3) == ["answered", "stopped", "command"]
+        assert (house.apps.downloads, house.apps.downloads_running) == (1, 0)
 
 
 @pytest.mark.parametrize(("busy", "outcomes"), [("interrupt", ["stopped", "answered"]), ("queue", [])])
