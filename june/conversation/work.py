@@ -127,17 +127,22 @@ class Work:
 
 
 class PlainEnding:
-    """The ending of a message of whose answer nothing was seen, by this attempt."""
+    """The ending of a message that this attempt has not begun to answer; an earlier one may have."""
 
     def __init__(self, work: Work) -> None:
         self._work = work
 
     async def give_up(self, code: str, sentence: str) -> None:
-        """See `Ending`; nobody is told where june was not spoken to."""
+        """See `Ending`; nobody is told where june neither was spoken to nor has answered."""
         received = self._work.received
+        if received.answer:
+            replies = [self._work.reply(sentence)]
+            await self._work.finish(replies, "answered", answer=received.answer, error=code)
+            return
         told = [self._work.reply(sentence, received.preview_id)] if received.message.is_addressed else []
         await self._work.finish(told, "failed", error=code, status="ERROR")
 
     async def stop(self) -> None:
         """See `Ending`."""
-        await self._work.finish([], "stopped")
+        answer = self._work.received.answer
+        await self._work.finish([], "answered" if answer else "stopped", answer=answer)

@@ -563,6 +563,27 @@ async def test_a_turn_that_is_repeated_hears_and_writes_nothing_twice(open_house
         assert (house.apps.downloads, house.stt.languages, house.llm.requests) == (0, [], [])
 
 
+@pytest.mark.parametrize("end", ["failure", "stop"])
+async def test_a_turn_that_is_repeated_and_ends_early_keeps_the_answer_that_was_sent(
+    open_house: Open, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    async with open_house() as house:
+        house.tts.hangs = True
+        await house.arrive(voice(1))
+        await house.outbox(1)
+        await house.tts.called.wait()
+    async with open_house() as house:
+        if end == "failure":
+            house.apps.working_failure = RuntimeError()
+            told = "Something went wrong inside me. Please try again."
+        else:
+            await stop_before_the_first_step(house, monkeypatch)
+            told = "Stopped."
+        assert [each.text for each in await house.outbox(1)] == [told]
+        assert (await house.statuses(1))[0] == "answered"
+        assert (await house.store.conversations.messages(ANNA, 10))[-1] == ChatMessage("assistant", ANSWER)
+
+
 async def test_an_unexpected_failure_is_told_and_ends_nothing(open_house: Open) -> None:
     async with open_house() as house:
         house.llm.pieces = ()  # which the fake does not expect
