@@ -112,7 +112,8 @@ class Attendant:
         except StageError as error:
             self._desk.record.refused(error)
             count_error(error.stage, error.code)
-            log.warning("turn.refused", stage=error.stage, code=error.code, detail=str(error))
+            report = log.error if error.code == "internal" else log.warning
+            report("turn.refused", stage=error.stage, code=error.code, detail=str(error))
             await work.ending.give_up(error.code, error.sentence)
         except StoreError:
             raise

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+from structlog.testing import capture_logs
 
 from june.audio import decode
 from june.bench.recordings import Question
@@ -45,7 +46,7 @@ class FakeApps:
 
     audio: bytes
     preview_id: str = ""
-    failure: DeliveryError | None = None
+    failure: Exception | None = None
     working_failure: Exception | None = None
     before_download: asyncio.Event | None = None
     downloads: int = 0
@@ -561,6 +562,25 @@ async def test_a_turn_that_is_repeated_hears_and_writes_nothing_twice(open_house
         (spoken,) = await house.outbox(1)
         assert (spoken.kind, spoken.text) == ("voice", ANSWER)
         assert (house.apps.downloads, house.stt.languages, house.llm.requests) == (0, [], [])
+
+
+@pytest.mark.parametrize(
+    ("failure", "code", "level"),
+    [
+        (RuntimeError(), "internal", "error"),
+        (DeliveryError("gone", "expired"), "download_failed", "warning"),
+    ],
+)
+async def test_only_an_unexpected_failure_of_a_stage_is_logged_as_an_error(
+    open_house: Open, failure: Exception, code: str, level: str
+) -> None:
+    async with open_house() as house:
+        house.apps.failure = failure
+        with capture_logs() as logs:
+            await house.arrive(voice(1))
+            await house.outbox(1)
+        (refused,) = [each for each in logs if each["event"] == "turn.refused"]
+        assert (refused["stage"], refused["code"], refused["log_level"]) == ("download", code, level)
 
 
 @pytest.mark.parametrize("end", ["failure", "stop"])
