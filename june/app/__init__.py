@@ -149,7 +149,7 @@ class June:
             try:
                 parts = (delivering, answering, keeping, stopping)
                 await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
-                log.info("stop.requested")
+                log.info("shutdown.begun")
             finally:
                 begin = time.monotonic()
                 await end(*intakes, stopping, keeping)
@@ -220,7 +220,11 @@ class June:
 
     async def _move(self, old: str, new: str) -> None:
         """Keep a chat under its new name; the language model evaluates its conversation anew."""
-        await self._store.conversations.move(old, new)
+        if not await self._store.conversations.move(old, new):
+            return  # an app tells more than once
+        log.info("chat.moved", platform=new.partition(":")[0], chat=new)
+        if self._answering is not None:
+            self._answering.dispatcher.move(old, new)
         try:
             await self._forget(old)
         except GenerationError as error:  # what was said is kept, and the rest is deleted in time

@@ -65,7 +65,7 @@ class Gate:
         *,
         on_received: Callable[[Sequence[Received]], None],
         on_outbox: Callable[[], None],
-        move: Callable[[str, str], Awaitable[None]] | None = None,
+        move: Callable[[str, str], Awaitable[object]] | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._store = store
@@ -96,7 +96,6 @@ class Gate:
             StoreError: nothing was committed.
         """
         await self._move(old, new)
-        log.info("chat.moved", platform=new.partition(":")[0], chat=new)
 
     async def receive(self, batch: Sequence[Inbound], *, cursor: tuple[str, str] | None = None) -> None:
         """See `Intake`.

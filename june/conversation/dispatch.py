@@ -28,6 +28,7 @@ MAX_STOP_WORD_S = 3.0
 @dataclass(slots=True)
 class _Turn:
     work: Work
+    chat: str
     task: asyncio.Task[None] | None = None
     is_stopped: bool = False
 
@@ -63,6 +64,13 @@ class Dispatcher:
         self._stopped.discard(chat)
         return was_stopped
 
+    def move(self, old: str, new: str) -> None:
+        """Take note of a chat's new name: what arrives there ends the answer that was begun under the old."""
+        if old in self._turns and new not in self._turns:
+            turn = self._turns.pop(old)
+            self._turns[new] = turn
+            turn.chat = new
+
     async def run(self) -> None:
         """Answer what the store holds and what arrives, until cancelled; turns in the making go on then.
 
@@ -94,22 +102,22 @@ class Dispatcher:
     def _begin(self, received: Received) -> None:
         if received.message.kind != "command":
             self._stopped.discard(received.message.chat)
-        turn = _Turn(self._attendant.take(received))
+        turn = _Turn(self._attendant.take(received), received.message.chat)
         self._turns[received.message.chat] = turn
         # A message that june was killed over waits since june is back.
         since_s = received.received_at_s if received.attempts == 1 else self._begin_s
         with _following(received):
             note_wait(max(since_s, received.received_at_s))
-            turn.task = asyncio.create_task(self._guard(received.message.chat, turn))
+            turn.task = asyncio.create_task(self._guard(turn))
 
-    async def _guard(self, chat: str, turn: _Turn) -> None:
+    async def _guard(self, turn: _Turn) -> None:
         """Run one turn; a failure that is not its own ends the dispatcher."""
         try:
             await self._run(turn)
         except Exception as error:  # raised by `run`: the store is gone
             self._failure = error
         finally:
-            del self._turns[chat]
+            del self._turns[turn.chat]
             self._changed.set()
 
     async def _run(self, turn: _Turn) -> None:

@@ -424,6 +424,22 @@ async def test_stop_before_the_first_step_of_a_turn_does_not_block_its_chat(
         assert [each.text for each in await house.outbox(2)] == ["Stopped.", ANSWER]
 
 
+async def test_stop_in_the_supergroup_ends_the_answer_that_the_group_had_asked_for(open_house: Open) -> None:
+    old, new = "telegram:-5", "telegram:-1005"
+    async with open_house() as house:
+        house.llm.before_last = asyncio.Event()
+        await house.arrive(inbound(1, old))
+        await house.llm.called.wait()
+        assert await house.store.conversations.move(old, new)
+        house.dispatcher.move(old, new)
+        await house.arrive(inbound(2, new, "/stop", kind="command"))
+        assert await house.statuses(2) == ["stopped", "command"]
+        assert house.dispatcher.was_stopped(new)
+        house.llm.before_last.set()
+        await house.arrive(inbound(3, new))
+        assert [each.text for each in await house.outbox(2)] == ["did /stop", ANSWER]
+
+
 async def test_a_stopped_answer_keeps_what_its_chat_has_seen(open_house: Open) -> None:
     async with open_house() as house:
         house.apps.preview_id = "77"

@@ -36,6 +36,14 @@ async def test_what_was_said_and_what_the_chat_has_set_is_kept_with_its_topics(s
     assert [entry.id for entry in await store.history.entries(chat="telegram:-55")] == [other.id]
 
 
+async def test_a_chat_moves_once(store: Store) -> None:
+    await receive(store, inbound(1, OLD))
+    await store.conversations.set_preferences(f"{OLD}/77", ChatPreferences("text", "de"))
+    assert [await store.conversations.move(OLD, NEW) for _ in range(2)] == [True, False]
+    await store.outbox.enqueue([reply("late", OLD)])
+    assert [await store.conversations.move(OLD, NEW) for _ in range(2)] == [True, False]
+
+
 async def test_what_the_chat_forgot_stays_forgotten(store: Store) -> None:
     (received,) = await receive(store, inbound(1, OLD))
     await claim(store)
