@@ -29,7 +29,7 @@ class Hear:
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """It says "stop": the answer in the making ends."""
+    """It says "stop", or is /stop while june answers: the answer in the making ends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +113,7 @@ def decide(  # noqa: PLR0911 - one guard for each thing that must be known first
         return Ignore()
     message, route = _routed(message, role, rules, ties)
     if message.kind == "command":
-        return RunCommand()
+        return Stop() if is_answering and message.is_stop_command else RunCommand()
     if is_answering and route == "assistant" and _says_stop(message, transcript, rules):
         return Stop()
     if message.attachment is not None and transcript is None:
@@ -180,13 +180,20 @@ def decide_received(
 def place(message: Inbound, role: Role, ties: Ties, rules: Rules) -> Placed:
     """Return how a message is stored that has arrived."""
     kept, route = _routed(message, role, rules, ties)
+    match route:
+        case "answer":
+            answers = ties.question
+        case "return":
+            answers = ties.forwarded
+        case _:
+            answers = ties.replied_to
     match decide(replace(kept, route=route), role, rules, ties=ties):
         case HandOver():
-            return Placed(kept, route, ties.replied_to, taker="program")
+            return Placed(kept, route, answers, taker="program")
         case AnswerQuestion():
-            return Placed(kept, route, ties.question, taker="nobody")
-    answers = {"answer": ties.question, "return": ties.forwarded}.get(route, ties.replied_to)
-    return Placed(kept, route, answers, taker="june")
+            return Placed(kept, route, answers, taker="nobody")
+        case _:
+            return Placed(kept, route, answers, taker="june")
 
 
 def _routed(message: Inbound, role: Role, rules: Rules, ties: Ties) -> tuple[Inbound, Route]:

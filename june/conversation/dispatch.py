@@ -136,7 +136,7 @@ class Dispatcher:
         """End the answer in the making if a message that waits behind it says so; a short one is heard."""
         message = received.message
         action = decide_received(received, self._attendant.rules, is_answering=True)
-        if message.is_stop_command or self._ends_answer(action, is_addressed=message.is_addressed):
+        if self._ends_answer(action, is_addressed=message.is_addressed):
             self._stop(message.chat)
         elif (
             isinstance(action, Hear)

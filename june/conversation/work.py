@@ -112,6 +112,11 @@ class Work:
         if await self._store.inbox.hand_over(self.received.id, voice, text=words):
             self._end_trace("handed_over")
 
+    async def answer_question(self, voice: Voice, words: str) -> None:
+        """Settle the message as the answer to a program's question, as above."""
+        if await self._store.inbox.answer_question(self.received.id, voice, text=words):
+            self._end_trace("handed_over")
+
     def _end_trace(self, outcome: str, error: str = "") -> None:
         received = self.received
         finish_trace(
