@@ -107,10 +107,11 @@ class June:
         self._delivery = Delivery(store, adapters, settings.delivery, move=self._move)
         self._addresses = AddressBook(store, settings.access, adapters)
         self._leases = Leases(store, settings.queue, self._addresses, self._delivery.wake)
+        self._rules = Rules(settings.routes, settings.chat.names)
         self._gate = Gate(
             store,
             settings.access,
-            partial(place, rules=Rules(settings.routes, settings.chat.names)),
+            partial(place, rules=self._rules),
             on_received=self._notice,
             on_outbox=self._delivery.wake,
             move=self._move,
@@ -180,6 +181,7 @@ class June:
                 store=self._store,
                 adapters=self._adapters,
                 addresses=self._addresses,
+                rules=self._rules,
                 run_command=self._commands.run,
                 wake_delivery=self._delivery.wake,
             ) as answering:

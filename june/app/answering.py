@@ -10,6 +10,7 @@ from june.chat import Adapter
 from june.chat.connected import ConnectedApps
 from june.conversation.apps import Addresses
 from june.conversation.attending import CommandRunner, Desk
+from june.conversation.deciding import Rules
 from june.conversation.dispatch import Dispatcher
 from june.conversation.failing import TurnRecord
 from june.conversation.speaking import Speaker
@@ -64,6 +65,7 @@ async def open_answering(
     store: Store,
     adapters: Mapping[Platform, Adapter],
     addresses: Addresses,
+    rules: Rules,
     run_command: CommandRunner,
     wake_delivery: Callable[[], None],
 ) -> AsyncIterator[Answering]:
@@ -79,8 +81,8 @@ async def open_answering(
         desk = Desk(
             settings.chat,
             settings.reply,
-            settings.routes,
             settings.llm,
+            rules,
             store,
             pipeline,
             apps,

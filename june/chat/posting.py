@@ -85,7 +85,7 @@ class Posting:
     def _time_limit(self) -> asyncio.Timeout:
         return asyncio.timeout(self._settings.timeout_s)
 
-    async def commit(self, change: Callable[[], Awaitable[None]]) -> None:
+    async def commit(self, change: Callable[[], Awaitable[object]]) -> None:
         """Make a change to the file, later if need be: what is not kept is sent twice."""
         for attempt in range(1, COMMIT_ATTEMPTS):
             try:

@@ -70,8 +70,8 @@ class Forward:
 class Return:
     """It is the owner's, and goes back to whoever wrote the message that it replies to."""
 
-    original: int
-    """The id of that message."""
+    original: int | None
+    """The id of that message; None: it is not known any more."""
     words: str
     """What was written and what was heard."""
 
@@ -143,7 +143,7 @@ def _pass_on(route: Route, ties: Ties, written: str, heard: str | None, note: st
         case "forward":
             return Forward(said)
         case "return":
-            return Return(ties.forwarded or 0, said)
+            return Return(ties.forwarded, said)
         case "answer":
             return AnswerQuestion(words)
         case "queue" | "assistant":

@@ -30,6 +30,7 @@ from june.messages import (
     Delivered,
     Inbound,
     Outbound,
+    Transcript,
     Voice,
 )
 from june.settings import Settings
@@ -129,11 +130,12 @@ class House:
         self.outbox_changed = asyncio.Event()
         self.pipeline = create_pipeline(settings, self.stt, self.llm, self.tts, cores=2)
         self.addresses = FakeAddresses()
+        self.rules = Rules(settings.routes, settings.chat.names)
         self.desk = Desk(
             settings.chat,
             settings.reply,
-            settings.routes,
             settings.llm,
+            self.rules,
             store,
             self.pipeline,
             apps,
@@ -150,9 +152,8 @@ class House:
 
     async def arrive(self, *messages: Inbound) -> list[Received]:
         """Messages are stored, and noticed."""
-        rules = Rules(self.settings.routes, self.settings.chat.names)
         arrived = await self.store.inbox.receive(
-            [(message, "owner") for message in messages], place=partial(place, rules=rules)
+            [(message, "owner") for message in messages], place=partial(place, rules=self.rules)
         )
         self.dispatcher.notice(arrived)
         return arrived
@@ -470,14 +471,14 @@ async def test_what_was_heard_before_a_turn_that_had_begun_by_then_is_not_heard_
     async with open_house() as house:
         house.running.cancel()  # the messages are for this hearing alone
         hearing = Hearing(house.store, house.apps, house.pipeline.listener, TurnRecord(), max_early=1)
-        messages = [(voice(number, f"telegram:{number}"), "owner") for number in (1, 2)]
+        messages: list[tuple[Inbound, Role]] = [(voice(each, f"telegram:{each}"), "owner") for each in (1, 2)]
         # As the turn knows them: claimed before they were heard.
         first, second = await house.store.inbox.receive(messages, place=place_in_queue)
         for received in (first, second):
-            is_heard = asyncio.Event()
-            hearing.hear_early(received, lambda _, is_heard=is_heard: is_heard.set())
+            transcripts: asyncio.Queue[Transcript] = asyncio.Queue()
+            hearing.hear_early(received, transcripts.put_nowait)
             async with asyncio.timeout(20):
-                await is_heard.wait()
+                await transcripts.get()
             await asyncio.sleep(0)  # the task comes to its end
         for received in (first, second):
             assert (await hearing.hear(received)).transcript.text == house.stt.text
