@@ -89,12 +89,13 @@ class Posting:
         """Make a change to the file, later if need be: what is not kept is sent twice."""
         for attempt in range(1, COMMIT_ATTEMPTS):
             try:
-                return await change()
+                await change()
+                return
             except JuneError as error:
                 _count(type(error).__name__)
                 log.error("outbox.failed", type=type(error).__name__, detail=str(error))
                 await asyncio.sleep(BACK_OFF.pause_s(attempt))
-        return await change()
+        await change()
 
 
 def fitting(adapter: Adapter, rows: tuple[DueMessage, ...]) -> tuple[DueMessage, ...]:
