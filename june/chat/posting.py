@@ -90,11 +90,12 @@ class Posting:
         for attempt in range(1, COMMIT_ATTEMPTS):
             try:
                 await change()
-                return
             except JuneError as error:
                 _count(type(error).__name__)
                 log.error("outbox.failed", type=type(error).__name__, detail=str(error))
                 await asyncio.sleep(BACK_OFF.pause_s(attempt))
+            else:
+                return
         await change()
 
 
