@@ -113,7 +113,7 @@ class June:
             settings.access,
             partial(place, rules=self._rules),
             on_received=self._notice,
-            on_outbox=self._delivery.wake,
+            wake_delivery=self._delivery.wake,
             move=self._move,
         )
         self._commands = Commands(
@@ -199,7 +199,7 @@ class June:
             addresses=self._addresses,
             adapters=self._adapters,
             explanation=self._leases.explanation,
-            on_outbox=self._delivery.wake,
+            wake_delivery=self._delivery.wake,
             models=self._descriptions,
             is_ready=lambda: self._answering is not None and self._answering.models.llm.is_loaded,
             llm=lambda: self._answering.models.llm if self._answering is not None else None,

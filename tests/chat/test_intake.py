@@ -71,7 +71,7 @@ async def open_door(
                 access,
                 partial(place, rules=Rules(routes, ("june",))),
                 on_received=note,
-                on_outbox=wake,
+                wake_delivery=wake,
                 clock=clock,
             ),
         )
@@ -448,7 +448,7 @@ async def test_of_what_could_not_be_committed_nobody_hears(door: Doorstep, tmp_p
             access,
             place_by_default,
             on_received=door.received.extend,
-            on_outbox=door.received.clear,
+            wake_delivery=door.received.clear,
         )
         with pytest.raises(StoreError):
             await gate.receive([text(OWNER)], cursor=("offset", "19"))
