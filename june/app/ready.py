@@ -22,7 +22,7 @@ from june.workers import short_collections
 
 
 @dataclass(frozen=True, slots=True)
-class Answering:
+class ReadyJune:
     """june with warm models: it answers what was received.
 
     Attributes:
@@ -59,7 +59,7 @@ class Answering:
 
 
 @asynccontextmanager
-async def open_answering(
+async def open_ready(
     settings: Settings,
     *,
     store: Store,
@@ -68,7 +68,7 @@ async def open_answering(
     rules: Rules,
     run_command: CommandRunner,
     wake_delivery: Callable[[], None],
-) -> AsyncIterator[Answering]:
+) -> AsyncIterator[ReadyJune]:
     """Load the models, and let turns that are in the making end when the block is left.
 
     Raises:
@@ -91,8 +91,8 @@ async def open_answering(
             wake_delivery,
         )
         speaker = Speaker(store, pipeline.voicer, wake_delivery)
-        answering = Answering(models, Dispatcher(desk), speaker, desk.record)
+        ready = ReadyJune(models, Dispatcher(desk), speaker, desk.record)
         try:
-            yield answering
+            yield ready
         finally:
-            await answering.dispatcher.close(settings.chat.shutdown_s)
+            await ready.dispatcher.close(settings.chat.shutdown_s)
