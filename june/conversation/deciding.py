@@ -105,7 +105,7 @@ def decide(  # noqa: PLR0911 - one guard for each thing that must be known first
         message: as it arrived, or as it was stored.
         role: of its sender.
         rules: what the owner has set.
-        ties: how it hangs together with earlier messages.
+        ties: how it relates to earlier messages.
         transcript: what was heard in its recording; None: it was not heard yet, or has none.
         is_answering: whether june is answering in its chat now, so that "stop" is for june whoever hears it.
     """
@@ -132,7 +132,7 @@ def _pass_on(route: Route, ties: Ties, written: str, heard: str | None, note: st
 
     Args:
         route: whom it is for.
-        ties: how it hangs together with earlier messages.
+        ties: how it relates to earlier messages.
         written: what it says in writing.
         heard: what was heard in its recording; None: it has none.
         note: what was heard behind the queue's word; None: that was not heard.
