@@ -223,7 +223,7 @@ class Inbound:
 
     @property
     def is_stop_command(self) -> bool:
-        """It is /stop, which does not wait for its turn."""
+        """Whether it is /stop, which does not wait for its turn."""
         return self.kind == "command" and self.text.casefold().split()[:1] == ["/stop"]
 
 

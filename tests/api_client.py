@@ -117,7 +117,7 @@ class Office:
             addresses=addresses,
             adapters={"telegram": self.app},
             explanation=self.leases.explanation,
-            on_outbox=self._wake,
+            wake_delivery=self._wake,
             models=lambda: self.models,
             is_ready=lambda: self.is_ready,
             present_llms=self._present_llms,

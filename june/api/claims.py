@@ -50,7 +50,7 @@ class Claims:
             attempts=body.attempts,
             once=read_key(request, body),
         )
-        self._services.on_outbox()
+        self._services.wake_delivery()
         return answer(responded)
 
     async def _fail(self, request: web.Request) -> web.Response:
@@ -65,5 +65,5 @@ class Claims:
             attempts=body.attempts,
             once=once,
         )
-        self._services.on_outbox()
+        self._services.wake_delivery()
         return answer(failed)

@@ -84,7 +84,7 @@ class Messages:
             other_users=address.other_users,
         )
         sent = await self._store.queue.send(letter, once=once)
-        self._services.on_outbox()
+        self._services.wake_delivery()
         return answer(sent, HTTPStatus.ACCEPTED)
 
     async def _replace(self, request: web.Request) -> web.Response:
@@ -101,13 +101,13 @@ class Messages:
                 if_status=wanted.if_status,
                 lease_s=self._services.queue.lease_s,
             )
-            self._services.on_outbox()
+            self._services.wake_delivery()
             return answer(changed)
         return await self._change_text(path_id(request), checked(body, ChangeText))
 
     async def _change_text(self, message_id: int, change: ChangeText) -> web.Response:
         changed = await self._store.queue.change_text(message_id, change.text, op=change.op)
-        self._services.on_outbox()
+        self._services.wake_delivery()
         return answer(changed)
 
     async def _reply(self, request: web.Request) -> web.Response:

@@ -24,7 +24,7 @@ class Services:
 
     Attributes:
         explanation: gives what tells the owner that a message failed for good.
-        on_outbox: called when there is a message to send.
+        wake_delivery: called when there is a message to send.
         models: the models that are warm; empty until all of them are.
         is_ready: whether all models are warm and none has been unloaded since.
         llm: the language model; None until it is warm.
@@ -38,7 +38,7 @@ class Services:
     addresses: AddressBook
     adapters: Mapping[Platform, Adapter]
     explanation: Callable[[], Awaitable[Explain]]
-    on_outbox: Callable[[], None]
+    wake_delivery: Callable[[], None]
     models: Callable[[], Sequence[ModelDescription]]
     is_ready: Callable[[], bool] = lambda: False
     llm: Callable[[], SwitchableModel | None] = lambda: None

@@ -9,8 +9,8 @@ from functools import partial
 from june import llm
 from june.api.server import serving
 from june.api.services import Services
-from june.app.answering import Answering, open_answering
 from june.app.gauges import keep_gauges
+from june.app.ready import ReadyJune, open_ready
 from june.app.reporting import Reporter
 from june.app.supervision import beside, end, keep_running, observed
 from june.chat import Adapter
@@ -102,17 +102,18 @@ class June:
         self._settings = settings
         self._store = store
         self._adapters = adapters
-        self._answering: Answering | None = None
+        self._ready: ReadyJune | None = None
         self._reporter = Reporter(store, adapters)
         self._delivery = Delivery(store, adapters, settings.delivery, move=self._move)
         self._addresses = AddressBook(store, settings.access, adapters)
         self._leases = Leases(store, settings.queue, self._addresses, self._delivery.wake)
+        self._rules = Rules(settings.routes, settings.chat.names)
         self._gate = Gate(
             store,
             settings.access,
-            partial(place, rules=Rules(settings.routes, settings.chat.names)),
+            partial(place, rules=self._rules),
             on_received=self._notice,
-            on_outbox=self._delivery.wake,
+            wake_delivery=self._delivery.wake,
             move=self._move,
         )
         self._commands = Commands(
@@ -149,7 +150,7 @@ class June:
             try:
                 parts = (delivering, answering, keeping, stopping)
                 await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
-                log.info("stop.requested")
+                log.info("shutdown.begun")
             finally:
                 begin = time.monotonic()
                 await end(*intakes, stopping, keeping)
@@ -175,19 +176,20 @@ class June:
     async def _answer(self) -> None:
         """Load the models and answer what was received, until cancelled."""
         try:
-            async with open_answering(
+            async with open_ready(
                 self._settings,
                 store=self._store,
                 adapters=self._adapters,
                 addresses=self._addresses,
+                rules=self._rules,
                 run_command=self._commands.run,
                 wake_delivery=self._delivery.wake,
-            ) as answering:
-                self._answering = answering
+            ) as ready:
+                self._ready = ready
                 log.info("june.started")
-                await answering.run()
+                await ready.run()
         finally:
-            self._answering = None
+            self._ready = None
 
     def _services(self) -> Services:
         """Return the parts of june that the API uses."""
@@ -197,30 +199,34 @@ class June:
             addresses=self._addresses,
             adapters=self._adapters,
             explanation=self._leases.explanation,
-            on_outbox=self._delivery.wake,
+            wake_delivery=self._delivery.wake,
             models=self._descriptions,
-            is_ready=lambda: self._answering is not None and self._answering.models.llm.is_loaded,
-            llm=lambda: self._answering.models.llm if self._answering is not None else None,
+            is_ready=lambda: self._ready is not None and self._ready.models.llm.is_loaded,
+            llm=lambda: self._ready.models.llm if self._ready is not None else None,
             present_llms=partial(find_llms, self._settings),
-            failing_stages=lambda: self._answering.record.failing() if self._answering is not None else (),
+            failing_stages=lambda: self._ready.record.failing() if self._ready is not None else (),
         )
 
     def _descriptions(self) -> Sequence[ModelDescription]:
-        return self._answering.descriptions() if self._answering is not None else ()
+        return self._ready.descriptions() if self._ready is not None else ()
 
     def _notice(self, arrived: Sequence[Received]) -> None:
-        if self._answering is not None:
-            self._answering.dispatcher.notice(arrived)
+        if self._ready is not None:
+            self._ready.dispatcher.notice(arrived)
 
     def _was_stopped(self, chat: str) -> bool:
-        return self._answering is not None and self._answering.dispatcher.was_stopped(chat)
+        return self._ready is not None and self._ready.dispatcher.was_stopped(chat)
 
     async def _status(self, for_owner: bool) -> str:
-        return await self._reporter.status(self._answering, for_owner=for_owner)
+        return await self._reporter.status(self._ready, for_owner=for_owner)
 
     async def _move(self, old: str, new: str) -> None:
         """Keep a chat under its new name; the language model evaluates its conversation anew."""
-        await self._store.conversations.move(old, new)
+        if not await self._store.conversations.move(old, new):
+            return  # an app tells more than once
+        log.info("chat.moved", platform=new.partition(":")[0], chat=new)
+        if self._ready is not None:
+            self._ready.dispatcher.move(old, new)
         try:
             await self._forget(old)
         except GenerationError as error:  # what was said is kept, and the rest is deleted in time
@@ -229,7 +235,7 @@ class June:
 
     async def _forget(self, chat: str) -> None:
         """Have the language model keep nothing of a chat."""
-        if self._answering is not None:
-            await self._answering.models.llm.forget(chat)
+        if self._ready is not None:
+            await self._ready.models.llm.forget(chat)
         else:
             await llm.unloaded(self._settings.llm).forget(conversations=(chat,))

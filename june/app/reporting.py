@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 
 from june import __version__, hardware
-from june.app.answering import Answering
+from june.app.ready import ReadyJune
 from june.chat import Adapter
 from june.chat.status import HOUR_S, Details, Status, errors_since_start, status_text
 from june.errors import ModelLoadError
@@ -30,18 +30,18 @@ class Reporter:
         self._adapters = adapters
         self._started_s = time.monotonic()
 
-    async def status(self, answering: Answering | None, *, for_owner: bool) -> str:
+    async def status(self, ready: ReadyJune | None, *, for_owner: bool) -> str:
         """Return Markdown on how june is; with details for an owner.
 
         Args:
-            answering: None until the models are loaded.
+            ready: None until the models are loaded.
             for_owner: whether an owner asks.
         """
         status = Status(
             __version__,
-            tuple(answering.descriptions()) if answering is not None else (),
+            tuple(ready.descriptions()) if ready is not None else (),
             await self._store.history.waiting(),
-            answering.dispatcher.last_timings_s if answering is not None else {},
+            ready.dispatcher.last_timings_s if ready is not None else {},
         )
         return status_text(status, await self._details() if for_owner else None)
 

@@ -47,7 +47,7 @@ async def _served(store: Store) -> AsyncIterator[ClientSession]:
         addresses=AddressBook(store, AccessSettings(), {}),
         adapters={},
         explanation=_no_explanation,
-        on_outbox=lambda: None,
+        wake_delivery=lambda: None,
         models=lambda: (),
     )
     async with AsyncExitStack() as stack:

@@ -1,4 +1,4 @@
-"""The chat apps: what june needs of one, and one file for each.
+"""The chat apps: what june needs of one, and a package for each.
 
 Data flows one way. An adapter hands what arrives to the inbox, and sends what the delivery takes from the
 outbox; it never calls the pipeline.
@@ -66,7 +66,7 @@ class Adapter(Protocol):
 
     @property
     def platform(self) -> Platform:
-        """Return the name of the chat app."""
+        """The name of the chat app."""
 
     async def run(self, intake: Intake, commands: Sequence[CommandInfo]) -> None:
         """Connect, register the commands, and hand over what arrives, until cancelled.

@@ -1,5 +1,6 @@
 """The chat apps that june knows: one line each."""
 
+import re
 from collections.abc import Sequence
 from importlib import import_module
 
@@ -16,6 +17,11 @@ june is on, and to the next if that does not take them."""
 def chat_apps() -> Sequence[ChatApp]:
     """Return all apps in the order of the table."""
     return [_described(package) for package in APPS.values()]
+
+
+def token_shapes() -> Sequence[re.Pattern[str]]:
+    """Return what finds the apps' tokens in a text; see `ChatApp`."""
+    return [app.token_shape for app in chat_apps() if app.token_shape is not None]
 
 
 def chat_app(name: str) -> ChatApp | None:

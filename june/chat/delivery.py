@@ -52,7 +52,7 @@ class Delivery:
         adapters: Mapping[Platform, Adapter],
         settings: DeliverySettings,
         *,
-        move: Callable[[str, str], Awaitable[None]] | None = None,
+        move: Callable[[str, str], Awaitable[object]] | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._store = store
@@ -189,7 +189,6 @@ class Delivery:
             partial(self._store.outbox.postpone, _ids(rows), due_at_s=now_s, error=error.reason)
         )
         await self._posting.commit(partial(self._move, old, error.moved_to))
-        log.info("chat.moved", platform=old.partition(":")[0])
         return True
 
     async def _postpone_or_give_up(

@@ -66,6 +66,8 @@ class ChatApp:
         adapter: where its `Adapter` is, such as "june.chat.telegram.adapter:Telegram". It is loaded only if
             june is on the app, and called with the section and `DeliverySettings`.
         is_token: whether a text has the form of a token.
+        token_shape: finds tokens in a longer text, for the log, which removes them; None: a token does not
+            differ from other words.
         remedy: what an owner does about a token that does not have the form of one.
         visible: what a reader sees of a part of the app's markup, such as `Adapter.parts` gives it.
         faults: what is wrong with such a part, one sentence each; empty: nothing.
@@ -83,6 +85,7 @@ class ChatApp:
     remedy: str
     visible: Callable[[str], str]
     faults: Callable[[str], Sequence[str]]
+    token_shape: re.Pattern[str] | None = None
     reads_plain_text_as_markup: bool = False
     person: str = "[0-9]{1,20}"
     servers: Callable[[Any], Sequence[Server]] = _none

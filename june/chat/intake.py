@@ -52,7 +52,7 @@ class Gate:
         access: owners, allowed people and their limits.
         place: decides how a message is stored; see `june.store.Inbox.receive`.
         on_received: called with the messages that are new, once they are committed.
-        on_outbox: called once a notice is committed that is to be sent.
+        wake_delivery: called once a notice is committed that is to be sent.
         move: keeps a chat under its new name; by default the store does.
         clock: seconds since 1970.
     """
@@ -64,15 +64,15 @@ class Gate:
         place: Callable[[Inbound, Role, Ties], Placed],
         *,
         on_received: Callable[[Sequence[Received]], None],
-        on_outbox: Callable[[], None],
-        move: Callable[[str, str], Awaitable[None]] | None = None,
+        wake_delivery: Callable[[], None],
+        move: Callable[[str, str], Awaitable[object]] | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._store = store
         self._access = access
         self._place = place
         self._on_received = on_received
-        self._on_outbox = on_outbox
+        self._wake_delivery = wake_delivery
         self._move = move or store.conversations.move
         self._clock = clock
         self._lock = asyncio.Lock()  # Discord hands in one task a message: their order must stay
@@ -96,7 +96,6 @@ class Gate:
             StoreError: nothing was committed.
         """
         await self._move(old, new)
-        log.info("chat.moved", platform=new.partition(":")[0], chat=new)
 
     async def receive(self, batch: Sequence[Inbound], *, cursor: tuple[str, str] | None = None) -> None:
         """See `Intake`.
@@ -139,7 +138,7 @@ class Gate:
             if new:
                 self._on_received(new)
             if replies or any(map(confirm, new)):
-                self._on_outbox()
+                self._wake_delivery()
 
     async def _turn_away(self, message: Inbound) -> list[Outbound]:
         """Return the welcome for a stranger who knows a code, and nothing for any other."""

@@ -85,16 +85,18 @@ class Posting:
     def _time_limit(self) -> asyncio.Timeout:
         return asyncio.timeout(self._settings.timeout_s)
 
-    async def commit(self, change: Callable[[], Awaitable[None]]) -> None:
+    async def commit(self, change: Callable[[], Awaitable[object]]) -> None:
         """Make a change to the file, later if need be: what is not kept is sent twice."""
         for attempt in range(1, COMMIT_ATTEMPTS):
             try:
-                return await change()
+                await change()
             except JuneError as error:
                 _count(type(error).__name__)
                 log.error("outbox.failed", type=type(error).__name__, detail=str(error))
                 await asyncio.sleep(BACK_OFF.pause_s(attempt))
-        return await change()
+            else:
+                return
+        await change()
 
 
 def fitting(adapter: Adapter, rows: tuple[DueMessage, ...]) -> tuple[DueMessage, ...]:

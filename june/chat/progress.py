@@ -16,10 +16,9 @@ from june.telemetry import ErrorStage, count_error, log
 from june.workers import settled
 
 PREVIEW_INTERVAL_S = 1.0
-"""Telegram takes about one message a second in a chat (research/chat-platforms.md)."""
+"""Telegram takes about one message a second in a chat (https://core.telegram.org/bots/faq)."""
 PREVIEW_BACK_OFF = BackOff(first_s=1, longest_s=60)
 SIGN_RETRY_S = 5.0
-SIGN_BACK_OFF = BackOff(first_s=SIGN_RETRY_S, longest_s=SIGN_RETRY_S)
 
 
 class GrowingMessage:
@@ -133,7 +132,7 @@ async def _keep_showing(adapter: Adapter, chat: str, doing: Literal["recording",
             pause_s = await adapter.show_working(chat, doing)
         except DeliveryError as error:
             _count("sign", error.reason)
-            pause_s = SIGN_BACK_OFF.pause_s(1, error.retry_after_s)
+            pause_s = max(SIGN_RETRY_S, error.retry_after_s or 0.0)
         except Exception as error:  # the boundary: an answer does not fail over its sign
             _count("sign", type(error).__name__)
             pause_s = SIGN_RETRY_S

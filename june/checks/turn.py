@@ -5,6 +5,7 @@ from collections.abc import Callable
 from importlib.resources import files
 
 from june import lineup
+from june.chat.apps import token_shapes
 from june.checks import Finding
 from june.conversation.turn import TurnRequest
 from june.errors import JuneError, StageError, TranscriptionError
@@ -18,7 +19,7 @@ REMEDY = "Run make install and python -m june models pull; python -m june models
 def answered(settings: Settings) -> list[Finding]:
     """Decode, hear, write, speak and encode once; return a finding for each, up to the first that fails."""
     quiet = settings.telemetry.model_copy(update={"log_level": "error"})
-    configure_logging(quiet, settings.secret_values())
+    configure_logging(quiet, settings.secret_values(), token_shapes())
     findings: list[Finding] = []
     try:
         asyncio.run(_answer(settings, lambda name, found: findings.append(Finding(name, "ok", found))))

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from june import audio, lineup, llm
+from june.chat.apps import token_shapes
 from june.conversation.turn import Recording, ToWrite, TurnRequest, TurnResult, Written
 from june.errors import AudioError, JuneError
 from june.languages import language_code
@@ -47,7 +48,7 @@ def ask(
     if voice:
         changes["tts"] = settings.tts.model_copy(update={"model": voice})
     settings = settings.model_copy(update=changes)
-    configure_logging(settings.telemetry, settings.secret_values())
+    configure_logging(settings.telemetry, settings.secret_values(), token_shapes())
     try:
         language = language_code(language) if language else ""
     except ValueError as error:

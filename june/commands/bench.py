@@ -26,6 +26,7 @@ from june.bench.llm import (
 )
 from june.bench.peers import Contest, Name
 from june.bench.plot import draw
+from june.chat.apps import token_shapes
 from june.errors import JuneError
 from june.models import LocalModel, require
 from june.settings import Settings, load_settings
@@ -153,7 +154,7 @@ def queue(
 def _quiet_settings(file: Path | None) -> Settings:
     settings = load_settings(file)
     telemetry = settings.telemetry.model_copy(update={"log_level": "warning"})
-    configure_logging(telemetry, settings.secret_values())
+    configure_logging(telemetry, settings.secret_values(), token_shapes())
     return settings
 
 

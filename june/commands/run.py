@@ -4,6 +4,7 @@ import asyncio
 import signal
 
 from june import app
+from june.chat.apps import token_shapes
 from june.commands.terminal import SettingsFile
 from june.settings import Settings, load_settings
 from june.telemetry import configure_logging
@@ -14,7 +15,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 def run(settings_file: SettingsFile = None) -> None:
     """Answer on the chat apps until SIGTERM or Ctrl-C."""
     settings = load_settings(settings_file)
-    configure_logging(settings.telemetry, settings.secret_values())
+    configure_logging(settings.telemetry, settings.secret_values(), token_shapes())
     asyncio.run(_serve(settings))
 
 

@@ -93,16 +93,18 @@ class Answerer:
         transcript = heard.transcript.text if heard is not None else ""
         if self._settings.echo_transcript:
             making.echo = transcript
-        to_write = await self._to_write(message.chat, message.text + transcript)
+        earlier = work.received.answer
         request = TurnRequest(
             Written(message.text) if heard is None else replace(heard, caption=message.text),
-            AlreadyWritten(work.received.answer) if work.received.answer else to_write,
+            AlreadyWritten(earlier)
+            if earlier
+            else await self._to_write(message.chat, message.text + transcript),
             preferences.language,
             mode.speaks,
         )
         if mode.writes and self._settings.stream_text and not making.is_committed:
             making.preview = self._apps.preview(work.received, making.echo)
-        result = await self._turn(request, to_write, making)
+        result = await self._turn(request, making)
         work.timings_s = result.timings_s
         self._note(result)
         await making.finish(result)
@@ -124,15 +126,16 @@ class Answerer:
         history = await self._store.conversations.messages(chat, self._history_messages)
         return ToWrite(fit(history, question, self._llm_settings), chat)
 
-    async def _turn(self, request: TurnRequest, to_write: ToWrite, making: "_Making") -> TurnResult:
+    async def _turn(self, request: TurnRequest, making: "_Making") -> TurnResult:
         while True:
             try:
                 return await self._pipeline.answer(request, making)
             except GenerationError as error:
-                if error.code != "context_overflow" or not to_write.history:
+                asked = request.answer
+                if error.code != "context_overflow" or isinstance(asked, AlreadyWritten) or not asked.history:
                     raise
-            to_write = replace(to_write, history=newer_half(to_write.history))  # `fit` guessed too low
-            request = replace(request, answer=to_write)
+            # `fit` guessed too low
+            request = replace(request, answer=replace(asked, history=newer_half(asked.history)))
 
 
 class _Making:

@@ -27,7 +27,7 @@ from june.conversation.listening import Heard
 from june.conversation.turn import VoicePipeline
 from june.conversation.work import Work
 from june.errors import SENTENCES, StageError, StoreError
-from june.sections import ChatSettings, LlmSettings, ReplySettings, RoutesSettings
+from june.sections import ChatSettings, LlmSettings, ReplySettings
 from june.store import Received, Store
 from june.telemetry import count_error, log, where
 
@@ -42,7 +42,8 @@ class Desk:
     """What work on messages takes.
 
     Attributes:
-        chat, reply, routes, llm: sections of the settings.
+        chat, reply, llm: sections of the settings.
+        rules: what of the settings decides.
         store: holds the messages.
         pipeline: makes answers.
         apps: the chat apps.
@@ -54,8 +55,8 @@ class Desk:
 
     chat: ChatSettings
     reply: ReplySettings
-    routes: RoutesSettings
     llm: LlmSettings
+    rules: Rules
     store: Store
     pipeline: VoicePipeline
     apps: ChatApps
@@ -74,7 +75,7 @@ class Attendant:
     """
 
     def __init__(self, desk: Desk) -> None:
-        self.rules = Rules(desk.routes, desk.chat.names)
+        self.rules = desk.rules
         self.hearing = Hearing(
             desk.store, desk.apps, desk.pipeline.listener, desk.record, max_early=desk.chat.max_turns
         )
@@ -112,7 +113,8 @@ class Attendant:
         except StageError as error:
             self._desk.record.refused(error)
             count_error(error.stage, error.code)
-            log.warning("turn.refused", stage=error.stage, code=error.code, detail=str(error))
+            report = log.error if error.code == "internal" else log.warning
+            report("turn.refused", stage=error.stage, code=error.code, detail=str(error))
             await work.ending.give_up(error.code, error.sentence)
         except StoreError:
             raise

@@ -29,7 +29,7 @@ class Hear:
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """It says "stop": the answer in the making ends."""
+    """It says "stop", or is /stop while june answers: the answer in the making ends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +70,8 @@ class Forward:
 class Return:
     """It is the owner's, and goes back to whoever wrote the message that it replies to."""
 
-    original: int
-    """The id of that message."""
+    original: int | None
+    """The id of that message; None: it is not known any more."""
     words: str
     """What was written and what was heard."""
 
@@ -105,7 +105,7 @@ def decide(  # noqa: PLR0911 - one guard for each thing that must be known first
         message: as it arrived, or as it was stored.
         role: of its sender.
         rules: what the owner has set.
-        ties: how it hangs together with earlier messages.
+        ties: how it relates to earlier messages.
         transcript: what was heard in its recording; None: it was not heard yet, or has none.
         is_answering: whether june is answering in its chat now, so that "stop" is for june whoever hears it.
     """
@@ -113,7 +113,7 @@ def decide(  # noqa: PLR0911 - one guard for each thing that must be known first
         return Ignore()
     message, route = _routed(message, role, rules, ties)
     if message.kind == "command":
-        return RunCommand()
+        return Stop() if is_answering and message.is_stop_command else RunCommand()
     if is_answering and route == "assistant" and _says_stop(message, transcript, rules):
         return Stop()
     if message.attachment is not None and transcript is None:
@@ -132,7 +132,7 @@ def _pass_on(route: Route, ties: Ties, written: str, heard: str | None, note: st
 
     Args:
         route: whom it is for.
-        ties: how it hangs together with earlier messages.
+        ties: how it relates to earlier messages.
         written: what it says in writing.
         heard: what was heard in its recording; None: it has none.
         note: what was heard behind the queue's word; None: that was not heard.
@@ -143,7 +143,7 @@ def _pass_on(route: Route, ties: Ties, written: str, heard: str | None, note: st
         case "forward":
             return Forward(said)
         case "return":
-            return Return(ties.forwarded or 0, said)
+            return Return(ties.forwarded, said)
         case "answer":
             return AnswerQuestion(words)
         case "queue" | "assistant":
@@ -180,13 +180,20 @@ def decide_received(
 def place(message: Inbound, role: Role, ties: Ties, rules: Rules) -> Placed:
     """Return how a message is stored that has arrived."""
     kept, route = _routed(message, role, rules, ties)
+    match route:
+        case "answer":
+            answers = ties.question
+        case "return":
+            answers = ties.forwarded
+        case _:
+            answers = ties.replied_to
     match decide(replace(kept, route=route), role, rules, ties=ties):
         case HandOver():
-            return Placed(kept, route, ties.replied_to, taker="program")
+            return Placed(kept, route, answers, taker="program")
         case AnswerQuestion():
-            return Placed(kept, route, ties.question, taker="nobody")
-    answers = {"answer": ties.question, "return": ties.forwarded}.get(route, ties.replied_to)
-    return Placed(kept, route, answers, taker="june")
+            return Placed(kept, route, answers, taker="nobody")
+        case _:
+            return Placed(kept, route, answers, taker="june")
 
 
 def _routed(message: Inbound, role: Role, rules: Rules, ties: Ties) -> tuple[Inbound, Route]:

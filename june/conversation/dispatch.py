@@ -28,6 +28,7 @@ MAX_STOP_WORD_S = 3.0
 @dataclass(slots=True)
 class _Turn:
     work: Work
+    chat: str
     task: asyncio.Task[None] | None = None
     is_stopped: bool = False
 
@@ -63,6 +64,13 @@ class Dispatcher:
         self._stopped.discard(chat)
         return was_stopped
 
+    def move(self, old: str, new: str) -> None:
+        """Take note of a chat's new name: what arrives there ends the answer that was begun under the old."""
+        if old in self._turns and new not in self._turns:
+            turn = self._turns.pop(old)
+            self._turns[new] = turn
+            turn.chat = new
+
     async def run(self) -> None:
         """Answer what the store holds and what arrives, until cancelled; turns in the making go on then.
 
@@ -94,22 +102,22 @@ class Dispatcher:
     def _begin(self, received: Received) -> None:
         if received.message.kind != "command":
             self._stopped.discard(received.message.chat)
-        turn = _Turn(self._attendant.take(received))
+        turn = _Turn(self._attendant.take(received), received.message.chat)
         self._turns[received.message.chat] = turn
         # A message that june was killed over waits since june is back.
         since_s = received.received_at_s if received.attempts == 1 else self._begin_s
         with _following(received):
             note_wait(max(since_s, received.received_at_s))
-            turn.task = asyncio.create_task(self._guard(received.message.chat, turn))
+            turn.task = asyncio.create_task(self._guard(turn))
 
-    async def _guard(self, chat: str, turn: _Turn) -> None:
+    async def _guard(self, turn: _Turn) -> None:
         """Run one turn; a failure that is not its own ends the dispatcher."""
         try:
             await self._run(turn)
         except Exception as error:  # raised by `run`: the store is gone
             self._failure = error
         finally:
-            del self._turns[chat]
+            del self._turns[turn.chat]
             self._changed.set()
 
     async def _run(self, turn: _Turn) -> None:
@@ -128,7 +136,7 @@ class Dispatcher:
         """End the answer in the making if a message that waits behind it says so; a short one is heard."""
         message = received.message
         action = decide_received(received, self._attendant.rules, is_answering=True)
-        if message.is_stop_command or self._ends_answer(action, is_addressed=message.is_addressed):
+        if self._ends_answer(action, is_addressed=message.is_addressed):
             self._stop(message.chat)
         elif (
             isinstance(action, Hear)
@@ -164,7 +172,8 @@ class Dispatcher:
         turn = self._turns.get(chat)
         if turn is not None and turn.task is not None and turn.work.may_be_stopped:
             turn.is_stopped = True
-            turn.task.cancel()
+            # Once it has begun: a task that is cancelled before its first step never runs its `finally`.
+            asyncio.get_running_loop().call_soon(turn.task.cancel)
             self._stopped.add(chat)
 
 

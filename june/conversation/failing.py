@@ -71,7 +71,7 @@ def naming_stage(name: Stage) -> Iterator[None]:
     """Let an unexpected failure of the block end as that stage's, with the code "internal".
 
     Raises:
-        StageError: the block raised what is no `JuneError`.
+        StageError: the block raised something other than a `JuneError`.
     """
     try:
         yield

@@ -56,14 +56,14 @@ class Forwarding:
         )
         await work.finish(_with_voice(passed_on, words, voice), "forwarded", status="FORWARDED")
 
-    async def give_back(self, work: Work, original_id: int, words: str) -> None:
+    async def give_back(self, work: Work, original_id: int | None, words: str) -> None:
         """Pass the owner's reply on to whoever wrote the message that it replies to.
 
         Raises:
             StageError: its recording cannot be had any more.
         """
         voice = await self._voice(work)
-        original = await self._store.history.entry(original_id)
+        original = await self._store.history.entry(original_id) if original_id is not None else None
         if original is None or await self._addresses.role_of(original.user) is None:
             await work.finish([work.reply(NO_ACCESS)], "failed", error="no_access", status="ERROR")
             return

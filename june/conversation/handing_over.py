@@ -34,4 +34,4 @@ class HandingOver:
         """
         if not (work.received.message.text or words):
             raise TranscriptionError("nothing_heard", "The recording that answers a question is silent.")
-        await work.hand_over(await self._hearing.voice(work.received), words)
+        await work.answer_question(await self._hearing.voice(work.received), words)

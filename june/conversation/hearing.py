@@ -6,7 +6,6 @@ The recording itself stays in memory, until it is known that nobody gets it: an 
 
 import asyncio
 from collections.abc import Callable
-from functools import partial
 
 from june.conversation.apps import ChatApps
 from june.conversation.failing import TurnRecord, naming_stage
@@ -58,10 +57,10 @@ class Hearing:
 
     def hear_early(self, received: Received, on_heard: Callable[[Transcript], None]) -> None:
         """Begin to hear a message before its turn, unless too many are being heard so; then tell of it."""
-        if len(self._early) < self._max_early:
+        if sum(not task.done() for task in self._early.values()) < self._max_early:
             task = asyncio.create_task(self._hear_early(received, on_heard))
             self._early[received.id] = task
-            task.add_done_callback(partial(self._end_early, received.id))
+            task.add_done_callback(_retrieve_error)
 
     async def voice(self, received: Received) -> Voice:
         """Return a message's recording as a voice message that can be kept and sent.
@@ -72,8 +71,10 @@ class Hearing:
         return await self._listener.record(await self._fetch(received, {}))
 
     def forget(self, message_id: int) -> None:
-        """Give a recording up that nobody gets any more."""
+        """Keep nothing of a message any more; if it is still being heard before its turn, stop that."""
         self._kept.pop(message_id, None)
+        if (early := self._early.pop(message_id, None)) is not None:
+            early.cancel()
 
     async def close(self) -> None:
         """Stop hearing messages before their turn."""
@@ -88,11 +89,6 @@ class Hearing:
             return None
         on_heard(heard.transcript)
         return heard
-
-    def _end_early(self, message_id: int, task: asyncio.Task[Heard | None]) -> None:
-        del self._early[message_id]
-        if not task.cancelled():
-            task.exception()  # its turn comes to the same, and says so
 
     async def _hear(self, received: Received) -> Heard:
         timings_s: dict[str, float] = {}
@@ -126,3 +122,9 @@ class Hearing:
         self._kept[message_id] = recording
         while sum(map(len, self._kept.values())) > MAX_KEPT_BYTES:
             del self._kept[next(iter(self._kept))]
+
+
+def _retrieve_error(task: asyncio.Task[Heard | None]) -> None:
+    """Keep asyncio from logging an error that nobody may have waited for."""
+    if not task.cancelled():
+        task.exception()  # its turn comes to the same, and says so

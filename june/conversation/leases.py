@@ -20,16 +20,16 @@ class Leases:
         store: the queue.
         settings: its section.
         addresses: where the owner is told of a message that was given up.
-        on_outbox: called when there may be something to send.
+        wake_delivery: called when there may be something to send.
     """
 
     def __init__(
-        self, store: Store, settings: QueueSettings, addresses: Addresses, on_outbox: Callable[[], None]
+        self, store: Store, settings: QueueSettings, addresses: Addresses, wake_delivery: Callable[[], None]
     ) -> None:
         self._store = store
         self._settings = settings
         self._addresses = addresses
-        self._on_outbox = on_outbox
+        self._wake_delivery = wake_delivery
 
     async def run(self) -> None:
         """End what runs out, until cancelled.
@@ -42,7 +42,7 @@ class Leases:
                 if await self._store.queue.has_run_out():
                     explain = await self.explanation()
                     await self._store.queue.expire(max_attempts=self._settings.max_attempts, explain=explain)
-                    self._on_outbox()
+                    self._wake_delivery()
             except StageError as error:  # too many wait for the store
                 log.warning("leases.delayed", code=error.code)
             await asyncio.sleep(LOOK_EVERY_S)

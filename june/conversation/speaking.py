@@ -17,13 +17,13 @@ class Speaker:
     Args:
         store: the outbox.
         voicer: speaks.
-        on_outbox: called when there is something to send.
+        wake_delivery: called when there is something to send.
     """
 
-    def __init__(self, store: Store, voicer: Voicer, on_outbox: Callable[[], None]) -> None:
+    def __init__(self, store: Store, voicer: Voicer, wake_delivery: Callable[[], None]) -> None:
         self._store = store
         self._voicer = voicer
-        self._on_outbox = on_outbox
+        self._wake_delivery = wake_delivery
 
     async def run(self) -> None:
         """Speak what waits and what comes, until cancelled.
@@ -55,7 +55,7 @@ class Speaker:
             await self._give_up(unspoken, "tts", type(error).__name__)
         else:
             await self._store.outbox.note_spoken(unspoken.id, voices)
-            self._on_outbox()
+            self._wake_delivery()
 
     async def _give_up(self, unspoken: Unspoken, stage: Stage, code: str) -> None:
         count_error(stage, code)

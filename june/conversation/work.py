@@ -112,6 +112,11 @@ class Work:
         if await self._store.inbox.hand_over(self.received.id, voice, text=words):
             self._end_trace("handed_over")
 
+    async def answer_question(self, voice: Voice, words: str) -> None:
+        """Settle the message as the answer to a program's question, as above."""
+        if await self._store.inbox.answer_question(self.received.id, voice, text=words):
+            self._end_trace("handed_over")
+
     def _end_trace(self, outcome: str, error: str = "") -> None:
         received = self.received
         finish_trace(
@@ -127,17 +132,22 @@ class Work:
 
 
 class PlainEnding:
-    """The ending of a message of whose answer nothing was seen, by this attempt."""
+    """The ending of a message that this attempt has not begun to answer; an earlier one may have."""
 
     def __init__(self, work: Work) -> None:
         self._work = work
 
     async def give_up(self, code: str, sentence: str) -> None:
-        """See `Ending`; nobody is told where june was not spoken to."""
+        """See `Ending`; nobody is told where june neither was spoken to nor has answered."""
         received = self._work.received
+        if received.answer:
+            replies = [self._work.reply(sentence)]
+            await self._work.finish(replies, "answered", answer=received.answer, error=code)
+            return
         told = [self._work.reply(sentence, received.preview_id)] if received.message.is_addressed else []
         await self._work.finish(told, "failed", error=code, status="ERROR")
 
     async def stop(self) -> None:
         """See `Ending`."""
-        await self._work.finish([], "stopped")
+        answer = self._work.received.answer
+        await self._work.finish([], "answered" if answer else "stopped", answer=answer)

@@ -56,7 +56,7 @@ def read_header(path: Path) -> Header:
     """Return what the file's header holds.
 
     Raises:
-        ModelFileError: the file cannot be read, or is no GGUF file that llama.cpp could read.
+        ModelFileError: the file cannot be read, or is not a GGUF file that llama.cpp could read.
     """
     try:
         with path.open("rb", buffering=1 << 20) as stream:

@@ -67,8 +67,10 @@ class Conversations(Part):
         )
 
     @transaction
-    def move(self, sql: Transaction, old: str, new: str) -> None:
+    def move(self, sql: Transaction, old: str, new: str) -> bool:
         """Keep under a chat's new name all that is kept of it and of its topics, whatever its status.
+
+        Return whether anything was kept under the old name.
 
         Messages get new ids in the new chat. So that a new message is not mistaken for an old one, id 7 of
         the chat "telegram:-5" becomes "telegram:-5 7", which is not an id of any app. Where both chats have
@@ -77,7 +79,7 @@ class Conversations(Part):
         """
         moved = "chat = :old OR substr(chat, 1, length(:old) + 1) = :old || '/'"
         name = ":new || substr(chat, length(:old) + 1)"
-        sql.execute(
+        messages = sql.execute(
             f"UPDATE messages SET chat = {name}, platform_message_id = {_left('platform_message_id')},"  # noqa: S608
             f" reply_to = {_left('reply_to')}, preview_id = {_left('preview_id')},"
             " delivered = (SELECT json_group_array("
@@ -85,7 +87,7 @@ class Conversations(Part):
             f" FROM json_each(messages.delivered)) WHERE {moved}",
             old=old,
             new=new,
-        )
+        ).rowcount
         sql.execute(
             f"UPDATE sent_as SET chat = {name}, platform_message_id = {_left('platform_message_id')}"  # noqa: S608
             f" WHERE {moved}",
@@ -101,7 +103,8 @@ class Conversations(Part):
             old=old,
             new=new,
         )
-        sql.execute(f"DELETE FROM chats WHERE {moved}", old=old)  # noqa: S608
+        preferences = sql.execute(f"DELETE FROM chats WHERE {moved}", old=old).rowcount  # noqa: S608
+        return messages + preferences > 0
 
 
 def _left(column: str) -> str:

@@ -226,31 +226,47 @@ class Inbox(Part):
     def hand_over(self, sql: Transaction, message_id: int, voice: Voice, *, text: str) -> bool:
         """Let programs claim a message that june was working on; return whether june was.
 
-        A message that answers a question is not claimed: it answers the question now.
+        Args:
+            message_id: the message.
+            voice: its recording.
+            text: what was heard in it.
+        """
+        if not _note_heard(sql, message_id, voice, text):
+            return False
+        sql.execute(
+            "UPDATE messages SET route = 'queue', taker = 'program', attempts = 0 WHERE id = :id",
+            id=message_id,
+        )
+        set_status(sql, message_id, "NEW")
+        return True
+
+    @transaction
+    def answer_question(self, sql: Transaction, message_id: int, voice: Voice, *, text: str) -> bool:
+        """Let a message that june was working on answer its question; return whether june was.
 
         Args:
             message_id: the message.
             voice: its recording.
             text: what was heard in it.
         """
-        found = sql.row(
-            "UPDATE messages SET route = iif(route = 'answer', route, 'queue'), transcript = :text,"
-            " updated_at_s = :now_s"
-            " WHERE id = :id AND direction = 'in' AND status = 'PROCESSING' AND claimed_by = 'june'"
-            " RETURNING route",
-            id=message_id,
-            text=text,
-            now_s=sql.now_s,
-        )
-        if found is None:
+        if not _note_heard(sql, message_id, voice, text):
             return False
-        add_voice(sql, message_id, voice)
-        if found["route"] == "answer":
-            settle(sql, message_id)
-        else:
-            sql.execute("UPDATE messages SET taker = 'program', attempts = 0 WHERE id = :id", id=message_id)
-            set_status(sql, message_id, "NEW")
+        settle(sql, message_id)
         return True
+
+
+def _note_heard(sql: Transaction, message_id: int, voice: Voice, text: str) -> bool:
+    """Store the recording of a message and what was heard in it, if june is working on the message."""
+    is_claimed = sql.execute(
+        "UPDATE messages SET transcript = :text, updated_at_s = :now_s"
+        " WHERE id = :id AND direction = 'in' AND status = 'PROCESSING' AND claimed_by = 'june'",
+        id=message_id,
+        text=text,
+        now_s=sql.now_s,
+    ).rowcount
+    if is_claimed:
+        add_voice(sql, message_id, voice)
+    return bool(is_claimed)
 
 
 def _reply(sql: Transaction, message_id: int, replies: Sequence[Outbound]) -> Literal[True]:

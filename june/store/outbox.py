@@ -49,7 +49,7 @@ class Outbox(Part):
     """What is to be sent, and what is to be spoken first."""
 
     @transaction
-    def enqueue(self, sql: Transaction, messages: Sequence[Outbound]) -> list[int]:
+    def add(self, sql: Transaction, messages: Sequence[Outbound]) -> list[int]:
         """Commit messages as NEW and return their ids."""
         return [add_outbound(sql, message) for message in messages]
 

@@ -1,4 +1,4 @@
-"""How a received message hangs together with stored ones: with questions, and with what was forwarded.
+"""How a received message relates to stored ones: to questions, and to what was forwarded.
 
 The open question of a message is the one that it replies to in the chat app. If it is not a reply, it is the
 one that its chat was asked last, since that stands right above it. Whether the message answers it is decided
@@ -18,7 +18,7 @@ OPEN = (
 
 
 def find_ties(sql: Transaction, message: Inbound) -> Ties:
-    """Return how a received message hangs together with stored ones."""
+    """Return how a received message relates to stored ones."""
     replied = _replied_to(sql, message)
     return Ties(replied, _open_question(sql, message, replied), _forwarded(sql, replied))
 

@@ -17,7 +17,7 @@ Direction = Literal["in", "out"]
 
 @dataclass(frozen=True, slots=True)
 class Ties:
-    """How a received message hangs together with stored ones, by their ids."""
+    """How a received message relates to stored ones, by their ids."""
 
     replied_to: int | None = None
     """The message that it replies to in the chat app."""
@@ -64,7 +64,7 @@ class Received:
 
     @property
     def ties(self) -> Ties:
-        """What it was stored with of how it hangs together with other messages."""
+        """What it was stored with of how it relates to other messages."""
         answers = self.answers or None
         match self.message.route:
             case "answer":

@@ -37,11 +37,7 @@ PEOPLE = ("user", "chat")
 REDACTED = "[redacted]"
 MIN_SECRET_LENGTH = 8
 """A shorter secret is not removed, since it would match in half of all lines."""
-TOKEN_SHAPES = re.compile(
-    r"(?<!\d)\d{6,12}(?::|%3A)[\w-]{30,}"  # Telegram's
-    r"|(?<![\w-])[\w-]{23,28}\.[\w-]{6}\.[\w-]{27,}"  # Discord's
-    r"|\bhf_[A-Za-z0-9]{20,}"  # Hugging Face's
-)
+HUGGING_FACE_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
 
 REPEATS_PER_MINUTE = 20
 MINUTE_S = 60.0
@@ -51,13 +47,18 @@ MAX_COUNTED = 256
 _hash_key = secrets.token_bytes(16)
 
 
-def configure_logging(settings: TelemetrySettings, secret_values: Iterable[str] = ()) -> None:
+def configure_logging(
+    settings: TelemetrySettings,
+    secret_values: Iterable[str] = (),
+    token_shapes: Iterable[re.Pattern[str]] = (),
+) -> None:
     """Send june's events to standard error in the format and from the level of the settings.
 
     Args:
         settings: the section `[telemetry]`.
         secret_values: texts that no line may hold. They are also the key of `hashed`: hashes stay the same
             after a restart, and nobody can find the numbers behind them by trying all.
+        token_shapes: what finds texts that no line may hold either, beside Hugging Face's tokens.
     """
     global _hash_key, _repeats  # noqa: PLW0603 - logging is one for the process
     values = tuple(secret_values)
@@ -85,7 +86,7 @@ def configure_logging(settings: TelemetrySettings, secret_values: Iterable[str] 
             *([] if settings.log_user_ids else [_hash_people]),
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             *renderers,
-            _redact(values),
+            _redact(values, token_shapes),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(
             logging.getLevelNamesMapping()[settings.log_level.upper()]
@@ -184,7 +185,7 @@ def _hash_people(_: object, __: str, event: structlog.typing.EventDict) -> struc
     return event
 
 
-def _redact(values: tuple[str, ...]) -> structlog.typing.Processor:
+def _redact(values: tuple[str, ...], token_shapes: Iterable[re.Pattern[str]]) -> structlog.typing.Processor:
     """Return the last processor, which removes secrets from the finished line in every form of writing."""
     found = {
         written
@@ -193,12 +194,15 @@ def _redact(values: tuple[str, ...]) -> structlog.typing.Processor:
         for written in (value, json.dumps(value)[1:-1], quote(value, safe=""), repr(value)[1:-1])
     }
     pattern = re.compile("|".join(map(re.escape, sorted(found, key=len, reverse=True)))) if found else None
+    shapes = (HUGGING_FACE_TOKEN, *token_shapes)
 
     def redact(_: object, __: str, line: structlog.typing.EventDict) -> str:
         text = str(line)  # the renderer's result, which structlog types as a dictionary
         if pattern is not None:
             text = pattern.sub(REDACTED, text)
-        return TOKEN_SHAPES.sub(REDACTED, text)
+        for shape in shapes:
+            text = shape.sub(REDACTED, text)
+        return text
 
     return redact
 

@@ -67,7 +67,7 @@ class Piper:
         """Read the weights.
 
         Raises:
-            ModelLoadError: the file is no Piper voice.
+            ModelLoadError: the file is not a Piper voice.
         """
         await self._thread.run(self._load)
 

@@ -39,7 +39,7 @@ class Desk:
             self.settings.access,
             place_by_default,
             on_received=lambda _: None,
-            on_outbox=lambda: None,
+            wake_delivery=lambda: None,
         )
         self.commands = Commands(
             self.store,

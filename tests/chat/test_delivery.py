@@ -78,7 +78,7 @@ class Desk:
 
     async def put(self, *messages: Outbound) -> list[int]:
         """Enqueue messages."""
-        return await self.store.outbox.enqueue(messages)
+        return await self.store.outbox.add(messages)
 
     async def send_due(self) -> None:
         """Send what is due now, and nothing that is due later."""

@@ -280,14 +280,22 @@ async def test_the_sign_is_repeated_as_long_as_june_works(app: FakeAdapter, cloc
     assert len(app.requests) == 2
 
 
-@pytest.mark.parametrize("failure", [DeliveryError("refused", "no"), ValueError()])
+@pytest.mark.parametrize(
+    ("failure", "pause_s"),
+    [
+        (DeliveryError("refused", "no"), SIGN_RETRY_S),
+        (DeliveryError("try_again", "no", retry_after_s=1), SIGN_RETRY_S),
+        (DeliveryError("try_again", "no", retry_after_s=30), 30),
+        (ValueError(), SIGN_RETRY_S),
+    ],
+)
 async def test_a_sign_that_fails_is_shown_again_later(
-    app: FakeAdapter, clock: LoopClock, failure: Exception
+    app: FakeAdapter, clock: LoopClock, failure: Exception, pause_s: float
 ) -> None:
     app.failures.append(failure)
     async with working(app, CHAT, "typing"):
         await app.requested(1)
-        await passes(clock, SIGN_RETRY_S - 0.5)
+        await passes(clock, pause_s - 0.5)
         assert len(app.requests) == 1
         await passes(clock, 0.5)
         assert len(app.requests) == 2

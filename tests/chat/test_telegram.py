@@ -24,6 +24,7 @@ from june.chat import Adapter, CommandInfo
 from june.chat.telegram import receiving
 from june.chat.telegram.adapter import Telegram
 from june.chat.telegram.formatting import visible_telegram
+from june.chat.telegram.reading import Me, Update, read
 from june.chat.telegram.settings import TelegramSettings
 from june.errors import AdapterError, DeliveryError, Refusal, SettingsError, StoreError
 from june.messages import Attachment, Delivered, Inbound, Voice
@@ -938,6 +939,25 @@ async def test_a_group_that_becomes_a_supergroup_is_told_with_its_new_name(
         ("before", f"telegram:{SUPERGROUP}"),
         ("after", f"telegram:{SUPERGROUP}"),
     ]
+
+
+def test_a_groups_messages_are_not_mistaken_for_the_supergroups() -> None:
+    group, date = {"id": -77, "type": "group", "title": "Tea"}, {"date": 1}
+    alice = {"id": ALICE, "is_bot": False, "first_name": "Alice"}
+    answered = date | {"message_id": 6, "chat": group, "from": alice, "text": "first"}
+    old = date | {"message_id": 7, "chat": group, "from": alice, "text": "old", "reply_to_message": answered}
+    move = date | {"message_id": 8, "chat": group, "migrate_to_chat_id": SUPERGROUP}
+    new = old | {"chat": group | {"id": SUPERGROUP, "type": "supergroup"}, "text": "new"}
+    updates = [
+        Update(update_id=number, message=each) for number, each in enumerate((answered, old, move, new))
+    ]
+    messages, _ = read(updates, Me(99, "june", frozenset()))
+    assert [(each.text, each.message_id, each.reply_to) for each in messages] == [
+        ("first", "telegram:-77 6", ""),
+        ("old", "telegram:-77 7", "telegram:-77 6"),
+        ("new", "7", "6"),
+    ]
+    assert {each.chat for each in messages} == {f"telegram:{SUPERGROUP}"}
 
 
 async def test_a_refusal_by_a_group_that_became_a_supergroup_names_it(

@@ -3,14 +3,17 @@
 import ast
 import asyncio
 import importlib
+import json
 import re
 import sys
 import tomllib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+import structlog
 
 import june.chat
 from june.api.requests import Send, Wanted
@@ -18,11 +21,12 @@ from june.app import serve
 from june.audio import decode
 from june.bench.recordings import Question, wrong_words
 from june.chat import Adapter
-from june.chat.apps import APPS, chat_app, is_person
+from june.chat.apps import APPS, chat_app, is_person, token_shapes
 from june.checks import network
-from june.sections import AudioSettings
+from june.sections import AudioSettings, TelemetrySettings
 from june.settings import load_settings
 from june.stt.faster_whisper import FasterWhisper
+from june.telemetry import configure_logging, log
 from tests.api_client import Office
 from tests.documents import code_blocks, section
 from tests.program import write_settings
@@ -81,6 +85,18 @@ def test_it_is_an_adapter_and_all_of_june_knows_it(settings_file: Path, folder_a
     assert [finding.status for finding in network.tokens(settings)] == ["ok"]
     assert Send.model_validate({"to": "folder:1", "text": "Hello"}).to == "folder:1"
     assert Wanted.model_validate({"platform": "folder"}).platform == "folder"
+
+
+def test_its_tokens_stand_in_no_line_of_the_log(
+    folder_app: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shape = re.compile(r"\bfolder-[0-9a-f]{8}\b")
+    monkeypatch.setattr(folder_app, "APP", replace(folder_app.APP, token_shape=shape))
+    configure_logging(TelemetrySettings(log_format="json"), (), token_shapes())
+    log.warning("adapter.failed", detail="refused: folder-0123abcd", of="folder-0123")
+    structlog.reset_defaults()
+    written = json.loads(capsys.readouterr().err)
+    assert (written["detail"], written["of"]) == ("refused: [redacted]", "folder-0123")
 
 
 @pytest.mark.usefixtures("folder_app")

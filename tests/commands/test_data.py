@@ -83,7 +83,7 @@ async def a_day(store: Store) -> None:
     """Fill the file with two conversations, a recording, settings and a guest."""
     for number, chat in enumerate((ANNA, BERT, ANNA)):
         await answer(store, number, chat)
-    await store.outbox.enqueue([Outbound(ANNA, "voice", "spoken", VOICE)])
+    await store.outbox.add([Outbound(ANNA, "voice", "spoken", VOICE)])
     await store.conversations.set_preferences(ANNA, ChatPreferences(language="de"))
     await store.people.set_access(BERT, "allowed", name="Bert", added_by=ANNA)
 
@@ -128,7 +128,7 @@ def test_a_backup_holds_what_only_the_log_holds_and_nothing_that_was_deleted(cab
     copy = cabinet.folder / "copy.db"
 
     async def work(store: Store) -> None:
-        await store.outbox.enqueue([reply("in the log")])
+        await store.outbox.add([reply("in the log")])
         await store.transact(lambda sql: sql.execute("UPDATE messages SET text = 'x' WHERE id = 1"))
         result = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "june", "data", "backup", copy),
@@ -217,7 +217,7 @@ def leave_a_log(cabinet: Cabinet) -> None:
         "from tests.stored import reply\n"
         "async def main():\n"
         "    async with open_store(Path(sys.argv[1])) as store:\n"
-        "        await store.outbox.enqueue([reply('in the log')])\n"
+        "        await store.outbox.add([reply('in the log')])\n"
         "        os._exit(9)\n"
         "asyncio.run(main())"
     )

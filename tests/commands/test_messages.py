@@ -55,7 +55,7 @@ class Cabinet:
         """Enqueue messages, and note their deliveries."""
 
         async def work(store: Store) -> None:
-            ids = await store.outbox.enqueue(messages)
+            ids = await store.outbox.add(messages)
             await store.outbox.take_due(exclude_chats=(), group_window_s=0)
             for message_id in ids:
                 for one in delivered:

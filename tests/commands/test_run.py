@@ -220,7 +220,7 @@ async def test_a_second_signal_of_either_kind_ends_june_at_once(
             server.push("Tell me a very long story about the sea, and do not end it.")
             await server.wait_for(lambda call: call.method == "sendMessageDraft")
             june.send(first)
-            await june.logged("stop.requested")
+            await june.logged("shutdown.begun")
             june.send(second)
             assert await june.ended() == -second
 
@@ -280,6 +280,9 @@ async def test_a_group_that_becomes_a_supergroup_keeps_what_it_has_set(tmp_path:
             told = await server.wait_for(lambda call: call.ok and call.chat == supergroup and call.text != "")
             assert visible_telegram(told.text) == MODE_SENTENCES["text"]
             assert await june.terminate() == 0
+            (moved,) = [each for each in june.events if each["event"] == "chat.moved"]
+            assert moved["platform"] == "telegram"
+            assert moved["chat"].startswith("telegram:#")
 
 
 async def test_twenty_people_at_once_are_all_answered_in_order_and_the_loop_never_stalls(

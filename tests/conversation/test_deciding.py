@@ -199,6 +199,10 @@ def test_a_message_is_stored_with_its_route_and_who_takes_it(
     ("message", "routes", "heard", "action"),
     [
         (written("Stop!"), {}, None, Stop()),
+        (written("/stop", **COMMAND), QUEUE, None, Stop()),
+        (written("/Stop now", **COMMAND), {}, None, Stop()),
+        (written("/stopwatch", **COMMAND), {}, None, RunCommand()),
+        (written("/help", **COMMAND), {}, None, RunCommand()),
         (written("And now?"), {}, None, Answer()),
         (written("Stop!"), QUEUE, None, HandOver("Stop!")),
         (spoken(), {}, None, Hear("assistant")),

@@ -1,7 +1,7 @@
 """Which message is answered when, and what of it is kept: a real store, models and apps that tests hold."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+from structlog.testing import capture_logs
 
 from june.audio import decode
 from june.bench.recordings import Question
@@ -16,6 +17,8 @@ from june.conversation.answering import choose_mode
 from june.conversation.attending import Desk
 from june.conversation.deciding import Rules, place
 from june.conversation.dispatch import Dispatcher
+from june.conversation.failing import TurnRecord
+from june.conversation.hearing import Hearing
 from june.conversation.speaking import Speaker
 from june.errors import DeliveryError, QueueError, Refusal, StoreError, SynthesisError
 from june.lineup import create_pipeline
@@ -27,12 +30,13 @@ from june.messages import (
     Delivered,
     Inbound,
     Outbound,
+    Transcript,
     Voice,
 )
 from june.settings import Settings
 from june.store import DueMessage, Filter, Letter, Message, Received, Role, Store, open_store
 from tests.fakes import FakeLlm, FakeStt, FakeTts
-from tests.stored import ANNA, BERT, inbound
+from tests.stored import ANNA, BERT, inbound, place_by_default, place_in_queue
 
 ANSWER = "The sky is blue. The sea is too."
 
@@ -43,9 +47,11 @@ class FakeApps:
 
     audio: bytes
     preview_id: str = ""
-    failure: DeliveryError | None = None
+    failure: Exception | None = None
     working_failure: Exception | None = None
+    before_download: asyncio.Event | None = None
     downloads: int = 0
+    downloads_running: int = 0
     shown: list[str] = field(default_factory=list)
     working_in: list[tuple[str, str]] = field(default_factory=list)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -53,6 +59,12 @@ class FakeApps:
     async def download(self, _: Inbound) -> bytes:
         """See the Protocol."""
         self.downloads += 1
+        self.downloads_running += 1
+        try:
+            if self.before_download is not None:
+                await self.before_download.wait()
+        finally:
+            self.downloads_running -= 1
         if self.failure is not None:
             raise self.failure
         return self.audio
@@ -118,11 +130,12 @@ class House:
         self.outbox_changed = asyncio.Event()
         self.pipeline = create_pipeline(settings, self.stt, self.llm, self.tts, cores=2)
         self.addresses = FakeAddresses()
+        self.rules = Rules(settings.routes, settings.chat.names)
         self.desk = Desk(
             settings.chat,
             settings.reply,
-            settings.routes,
             settings.llm,
+            self.rules,
             store,
             self.pipeline,
             apps,
@@ -139,9 +152,8 @@ class House:
 
     async def arrive(self, *messages: Inbound) -> list[Received]:
         """Messages are stored, and noticed."""
-        rules = Rules(self.settings.routes, self.settings.chat.names)
         arrived = await self.store.inbox.receive(
-            [(message, "owner") for message in messages], place=partial(place, rules=rules)
+            [(message, "owner") for message in messages], place=partial(place, rules=self.rules)
         )
         self.dispatcher.notice(arrived)
         return arrived
@@ -376,6 +388,59 @@ async def test_stop_ends_the_running_answer_written_or_spoken(
         assert len(house.stt.languages) <= 1
 
 
+async def stop_before_the_first_step(
+    house: House, monkeypatch: pytest.MonkeyPatch, *messages: Inbound
+) -> None:
+    """Let the messages arrive; "stop" is noticed when the first turn is about to take its first step."""
+    stops: list[Received] = []
+    is_noticed = asyncio.Event()
+    claim = house.store.inbox.claim
+
+    async def claim_next(*, exclude_chats: Collection[str], lease_s: float) -> Received | None:
+        if not stops:
+            return None
+        if exclude_chats and not is_noticed.is_set():  # a turn was begun, and nothing has run since
+            house.dispatcher.notice(stops)
+            is_noticed.set()
+        return await claim(exclude_chats=exclude_chats, lease_s=lease_s)
+
+    monkeypatch.setattr(house.store.inbox, "claim", claim_next)
+    stop = inbound(9, text="Stop!")
+    arrived = await house.store.inbox.receive(
+        [(each, "owner") for each in (*messages, stop)], place=place_by_default
+    )
+    stops.append(arrived[-1])
+    house.dispatcher.notice([])
+    async with asyncio.timeout(20):
+        await is_noticed.wait()
+
+
+async def test_stop_before_the_first_step_of_a_turn_does_not_block_its_chat(
+    open_house: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_house() as house:
+        await stop_before_the_first_step(house, monkeypatch, inbound(1))
+        assert await house.statuses(2) == ["stopped", "command"]
+        await house.arrive(inbound(10))
+        assert [each.text for each in await house.outbox(2)] == ["Stopped.", ANSWER]
+
+
+async def test_stop_in_the_supergroup_ends_the_answer_that_the_group_had_asked_for(open_house: Open) -> None:
+    old, new = "telegram:-5", "telegram:-1005"
+    async with open_house() as house:
+        house.llm.before_last = asyncio.Event()
+        await house.arrive(inbound(1, old))
+        await house.llm.called.wait()
+        assert await house.store.conversations.move(old, new)
+        house.dispatcher.move(old, new)
+        await house.arrive(inbound(2, new, "/stop", kind="command"))
+        assert await house.statuses(2) == ["stopped", "command"]
+        assert house.dispatcher.was_stopped(new)
+        house.llm.before_last.set()
+        await house.arrive(inbound(3, new))
+        assert [each.text for each in await house.outbox(2)] == ["did /stop", ANSWER]
+
+
 async def test_a_stopped_answer_keeps_what_its_chat_has_seen(open_house: Open) -> None:
     async with open_house() as house:
         house.apps.preview_id = "77"
@@ -398,6 +463,43 @@ async def test_a_short_recording_that_does_not_say_stop_waits_and_is_heard_once(
         house.llm.before_last.set()
         assert [each.reply_to for each in await house.outbox(3)] == ["1", "2", "2"]
         assert len(house.stt.languages) == 1
+
+
+async def test_what_was_heard_before_a_turn_that_had_begun_by_then_is_not_heard_again(
+    open_house: Open,
+) -> None:
+    async with open_house() as house:
+        house.running.cancel()  # the messages are for this hearing alone
+        hearing = Hearing(house.store, house.apps, house.pipeline.listener, TurnRecord(), max_early=1)
+        messages: list[tuple[Inbound, Role]] = [(voice(each, f"telegram:{each}"), "owner") for each in (1, 2)]
+        # As the turn knows them: claimed before they were heard.
+        first, second = await house.store.inbox.receive(messages, place=place_in_queue)
+        for received in (first, second):
+            transcripts: asyncio.Queue[Transcript] = asyncio.Queue()
+            hearing.hear_early(received, transcripts.put_nowait)
+            async with asyncio.timeout(20):
+                await transcripts.get()
+            await asyncio.sleep(0)  # the task comes to its end
+        for received in (first, second):
+            assert (await hearing.hear(received)).transcript.text == house.stt.text
+        assert (house.apps.downloads, len(house.stt.languages)) == (2, 2)
+        await hearing.close()
+
+
+async def test_a_turn_that_is_stopped_ends_what_was_begun_before_it(open_house: Open) -> None:
+    async with open_house() as house:
+        house.apps.before_download = asyncio.Event()
+        house.llm.before_last = asyncio.Event()
+        await house.arrive(inbound(1))
+        await house.llm.called.wait()
+        (arrived,) = await house.arrive(voice(2, duration_s=1))
+        house.llm.before_last.set()
+        await house.outbox(1)
+        await when(house, arrived.id, lambda found: found.status == "PROCESSING")
+        assert house.apps.downloads_running == 1
+        await house.arrive(inbound(3, text="Stop!"))
+        assert await house.statuses(3) == ["answered", "stopped", "command"]
+        assert (house.apps.downloads, house.apps.downloads_running) == (1, 0)
 
 
 @pytest.mark.parametrize(("busy", "outcomes"), [("interrupt", ["stopped", "answered"]), ("queue", [])])
@@ -477,6 +579,46 @@ async def test_a_turn_that_is_repeated_hears_and_writes_nothing_twice(open_house
         (spoken,) = await house.outbox(1)
         assert (spoken.kind, spoken.text) == ("voice", ANSWER)
         assert (house.apps.downloads, house.stt.languages, house.llm.requests) == (0, [], [])
+
+
+@pytest.mark.parametrize(
+    ("failure", "code", "level"),
+    [
+        (RuntimeError(), "internal", "error"),
+        (DeliveryError("gone", "expired"), "download_failed", "warning"),
+    ],
+)
+async def test_only_an_unexpected_failure_of_a_stage_is_logged_as_an_error(
+    open_house: Open, failure: Exception, code: str, level: str
+) -> None:
+    async with open_house() as house:
+        house.apps.failure = failure
+        with capture_logs() as logs:
+            await house.arrive(voice(1))
+            await house.outbox(1)
+        (refused,) = [each for each in logs if each["event"] == "turn.refused"]
+        assert (refused["stage"], refused["code"], refused["log_level"]) == ("download", code, level)
+
+
+@pytest.mark.parametrize("end", ["failure", "stop"])
+async def test_a_turn_that_is_repeated_and_ends_early_keeps_the_answer_that_was_sent(
+    open_house: Open, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    async with open_house() as house:
+        house.tts.hangs = True
+        await house.arrive(voice(1))
+        await house.outbox(1)
+        await house.tts.called.wait()
+    async with open_house() as house:
+        if end == "failure":
+            house.apps.working_failure = RuntimeError()
+            told = "Something went wrong inside me. Please try again."
+        else:
+            await stop_before_the_first_step(house, monkeypatch)
+            told = "Stopped."
+        assert [each.text for each in await house.outbox(1)] == [told]
+        assert (await house.statuses(1))[0] == "answered"
+        assert (await house.store.conversations.messages(ANNA, 10))[-1] == ChatMessage("assistant", ANSWER)
 
 
 async def test_an_unexpected_failure_is_told_and_ends_nothing(open_house: Open) -> None:

@@ -21,7 +21,7 @@ async def fill(path: Path, messages: int, size: int) -> None:
     """Store this many sent recordings, each of `size` random bytes."""
     moment = random.Random(5)  # noqa: S311 - no secret
     async with open_store(path) as store:
-        await store.outbox.enqueue(
+        await store.outbox.add(
             [
                 Outbound(BERT, "voice", "spoken", Voice(moment.randbytes(size), 1, b""))
                 for _ in range(messages)

@@ -9,7 +9,7 @@ async def test_history_is_the_newest_messages_oldest_first(store: Store, clock: 
     await receive(store, inbound(1), inbound(2, BERT), inbound(3))
     clock.now_s += 10
     await receive(store, inbound(4))
-    await store.outbox.enqueue([reply("out")])
+    await store.outbox.add([reply("out")])
 
     async def seen(*, chat: str = "", since_s: float = 0, limit: int = 100) -> list[str]:
         entries = await store.history.entries(chat=chat, since_s=since_s, limit=limit)
@@ -73,7 +73,7 @@ async def test_waiting_counts_what_is_not_done(store: Store, clock: Clock) -> No
     clock.now_s += 5
     await receive(store, inbound(3, BERT))
     await claim(store)
-    await store.outbox.enqueue([reply("one"), reply("two"), reply("three")])
+    await store.outbox.add([reply("one"), reply("two"), reply("three")])
     await take(store)
     clock.now_s += 2
     assert await store.history.waiting() == Waiting(

@@ -36,6 +36,14 @@ async def test_what_was_said_and_what_the_chat_has_set_is_kept_with_its_topics(s
     assert [entry.id for entry in await store.history.entries(chat="telegram:-55")] == [other.id]
 
 
+async def test_a_chat_moves_once(store: Store) -> None:
+    await receive(store, inbound(1, OLD))
+    await store.conversations.set_preferences(f"{OLD}/77", ChatPreferences("text", "de"))
+    assert [await store.conversations.move(OLD, NEW) for _ in range(2)] == [True, False]
+    await store.outbox.add([reply("late", OLD)])
+    assert [await store.conversations.move(OLD, NEW) for _ in range(2)] == [True, False]
+
+
 async def test_what_the_chat_forgot_stays_forgotten(store: Store) -> None:
     (received,) = await receive(store, inbound(1, OLD))
     await claim(store)
@@ -53,9 +61,7 @@ async def test_what_the_new_name_has_set_for_itself_is_stronger(store: Store) ->
 
 
 async def test_what_is_to_be_sent_goes_to_the_new_name(store: Store) -> None:
-    await store.outbox.enqueue(
-        [reply("one", OLD), Outbound(OLD, "text", "two", reply_to="7", preview_id="8")]
-    )
+    await store.outbox.add([reply("one", OLD), Outbound(OLD, "text", "two", reply_to="7", preview_id="8")])
     await store.conversations.move(OLD, NEW)
     (first,) = await take(store)
     assert (first.message.chat, first.message.text) == (NEW, "one")
@@ -68,7 +74,7 @@ async def test_what_is_to_be_sent_goes_to_the_new_name(store: Store) -> None:
 async def test_no_message_of_the_new_chat_is_mistaken_for_one_of_the_old(store: Store) -> None:
     """A supergroup counts its messages from 1 again."""
     await receive(store, inbound(1, OLD, "old"))
-    (sent,) = await store.outbox.enqueue([reply("also old", OLD)])
+    (sent,) = await store.outbox.add([reply("also old", OLD)])
     await take(store)
     await store.outbox.note_delivered(sent, Delivered("2", "text", "also old"))
     await store.outbox.mark_sent([sent])

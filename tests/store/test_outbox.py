@@ -23,7 +23,7 @@ from tests.stored import (
 
 
 async def test_a_message_to_be_sent_is_read_back_unchanged(store: Store, clock: Clock) -> None:
-    (first,) = await store.outbox.enqueue([reply()])
+    (first,) = await store.outbox.add([reply()])
     message = Outbound(
         "discord:5/6",
         "voice",
@@ -35,7 +35,7 @@ async def test_a_message_to_be_sent_is_read_back_unchanged(store: Store, clock: 
         edits=first,
         text_is_sent=True,
     )
-    (message_id,) = await store.outbox.enqueue([message])
+    (message_id,) = await store.outbox.add([message])
     (due,) = await take(store, ANNA)
     expected = DueMessage(message_id, message, answers=0, attempts=1, delivered=(), created_at_s=clock.now_s)
     assert due == expected
@@ -56,7 +56,7 @@ async def test_replies_share_the_trace_of_their_message_and_a_retry_gets_a_new_t
     await store.inbox.finish(first.id, [reply()], outcome="answered", answer="Hi")
     await claim(store)
     await store.inbox.finish(second.id, [], outcome="stopped")
-    await store.outbox.enqueue([reply("unasked", BERT)])
+    await store.outbox.add([reply("unasked", BERT)])
     sent = [row.trace_context for row in (*await take(store), *await take(store, ANNA))]
     assert sent == [first.trace_context, ""]
     clock.now_s += 50
@@ -68,7 +68,7 @@ async def test_replies_share_the_trace_of_their_message_and_a_retry_gets_a_new_t
 
 
 async def test_a_chat_is_sent_in_order_and_one_message_at_a_time(store: Store) -> None:
-    await store.outbox.enqueue([reply("one"), reply("two"), reply("three", BERT)])
+    await store.outbox.add([reply("one"), reply("two"), reply("three", BERT)])
     (one,) = await take(store)
     assert await taken_texts(store) == ["three"]
     assert await take(store) == ()
@@ -78,7 +78,7 @@ async def test_a_chat_is_sent_in_order_and_one_message_at_a_time(store: Store) -
 
 
 async def test_a_postponed_message_delays_only_its_own_chat(store: Store, clock: Clock) -> None:
-    await store.outbox.enqueue([reply("one"), reply("two"), reply("three", BERT)])
+    await store.outbox.add([reply("one"), reply("two"), reply("three", BERT)])
     (one,) = await take(store)
     await store.outbox.postpone([one.id], due_at_s=clock.now_s + 30, error="429")
     assert await taken_texts(store) == ["three"]
@@ -92,7 +92,7 @@ async def test_a_postponed_message_delays_only_its_own_chat(store: Store, clock:
 
 
 async def test_the_oldest_due_message_goes_first(store: Store, clock: Clock) -> None:
-    await store.outbox.enqueue([reply("one"), reply("two", BERT)])
+    await store.outbox.add([reply("one"), reply("two", BERT)])
     (one,) = await take(store)
     await store.outbox.postpone([one.id], due_at_s=clock.now_s + 5, error="502")
     clock.now_s += 10
@@ -101,7 +101,7 @@ async def test_the_oldest_due_message_goes_first(store: Store, clock: Clock) -> 
 
 
 async def test_an_excluded_chat_is_passed_over(store: Store) -> None:
-    await store.outbox.enqueue([reply("one"), reply("two", BERT)])
+    await store.outbox.add([reply("one"), reply("two", BERT)])
     assert [row.message.text for row in await take(store, ANNA)] == ["two"]
     assert await take(store, ANNA) == ()
 
@@ -111,10 +111,10 @@ def notice(text: str, chat: str = ANNA) -> Outbound:
 
 
 async def test_short_messages_wait_for_one_another(store: Store, clock: Clock) -> None:
-    await store.outbox.enqueue([notice("one"), reply("elsewhere", BERT), reply("waits", BERT)])
+    await store.outbox.add([notice("one"), reply("elsewhere", BERT), reply("waits", BERT)])
     assert await taken_texts(store) == ["elsewhere"]
     clock.now_s += 0.5
-    await store.outbox.enqueue([notice("two")])
+    await store.outbox.add([notice("two")])
     assert await take(store) == ()
     assert await store.outbox.next_due_s(exclude_chats=(), group_window_s=1) == 0.5
     clock.now_s += 0.5
@@ -122,7 +122,7 @@ async def test_short_messages_wait_for_one_another(store: Store, clock: Clock) -
 
 
 async def test_an_answer_does_not_wait_for_short_messages(store: Store) -> None:
-    await store.outbox.enqueue([notice("one"), notice("two"), reply("answer"), notice("three")])
+    await store.outbox.add([notice("one"), notice("two"), reply("answer"), notice("three")])
     group = await take(store)
     assert [row.message.text for row in group] == ["one", "two"]
     await store.outbox.mark_sent([row.id for row in group])
@@ -130,12 +130,12 @@ async def test_an_answer_does_not_wait_for_short_messages(store: Store) -> None:
 
 
 async def test_only_text_is_grouped(store: Store) -> None:
-    await store.outbox.enqueue([Outbound(ANNA, "voice", "spoken", VOICE, may_group=True), notice("one")])
+    await store.outbox.add([Outbound(ANNA, "voice", "spoken", VOICE, may_group=True), notice("one")])
     assert await taken_texts(store) == ["spoken"]
 
 
 async def test_a_postponed_group_stays_together(store: Store, clock: Clock) -> None:
-    await store.outbox.enqueue([notice("one"), notice("two")])
+    await store.outbox.add([notice("one"), notice("two")])
     ids = [row.id for row in await take(store, group_window_s=0)]
     await store.outbox.postpone(ids, due_at_s=clock.now_s + 20, error="429")
     clock.now_s += 19
@@ -145,7 +145,7 @@ async def test_a_postponed_group_stays_together(store: Store, clock: Clock) -> N
 
 
 async def test_delivered_pieces_are_stored_in_order(store: Store) -> None:
-    (message_id,) = await store.outbox.enqueue([reply()])
+    (message_id,) = await store.outbox.add([reply()])
     parts = (
         Delivered("5", "text", "<b>one</b> 'quoted' \\", "html", edited=True),
         Delivered("6", "voice"),
@@ -158,7 +158,7 @@ async def test_delivered_pieces_are_stored_in_order(store: Store) -> None:
 
 
 async def test_giving_up_tells_the_chat_in_the_same_transaction(store: Store) -> None:
-    (message_id,) = await store.outbox.enqueue([reply("one")])
+    (message_id,) = await store.outbox.add([reply("one")])
     await take(store)
     await store.outbox.give_up([message_id], error="403", notice=reply("I could not send that"))
     await store.outbox.give_up([message_id], error="403", notice=reply("I could not send that"))
@@ -175,7 +175,7 @@ async def test_giving_up_tells_the_chat_in_the_same_transaction(store: Store) ->
 async def test_a_message_that_is_not_being_sent_keeps_its_status(
     store: Store, late: Literal["mark_sent", "postpone", "give_up"]
 ) -> None:
-    ids = await store.outbox.enqueue([reply("one")])
+    ids = await store.outbox.add([reply("one")])
     if late == "mark_sent":
         await store.outbox.mark_sent(ids)
         assert await status_of(store, ids[0]) == "NEW"

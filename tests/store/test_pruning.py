@@ -116,7 +116,7 @@ async def test_a_long_history_is_pruned_in_small_transactions_between_other_call
 ) -> None:
     clock = Clock()
     async with open_store(tmp_path / "june.db", clock=clock) as store:
-        await store.outbox.enqueue([reply(str(number)) for number in range(2_000)])
+        await store.outbox.add([reply(str(number)) for number in range(2_000)])
         await store.transact(lambda sql: sql.execute("UPDATE messages SET status = 'SENT'"))
         clock.now_s += 100
         sizes = []
@@ -136,7 +136,7 @@ async def test_retention_begins_at_once_and_keeps_what_the_settings_keep(tmp_pat
             await receive(store, inbound(number, text=f"question {number}"))
             await store.inbox.finish((await claim(store)).id, [], outcome="answered", answer="Blue.")
         voice = Outbound(ANNA, "voice", "spoken", Voice(b"OggS", 1, b""))
-        await store.outbox.enqueue([voice])
+        await store.outbox.add([voice])
         await store.transact(
             lambda sql: sql.execute("UPDATE messages SET status = 'SENT' WHERE direction = 'out'")
         )
@@ -178,7 +178,7 @@ async def reaches(store: Store, expected: tuple[int, int]) -> tuple[int, int]:
 
 async def test_old_recordings_are_deleted_and_their_text_stays(store: Store, clock: Clock) -> None:
     spoken = Outbound(ANNA, "voice", "spoken", VOICE)
-    sent, given_up, recent, unsent = await store.outbox.enqueue([spoken] * 4)
+    sent, given_up, recent, unsent = await store.outbox.add([spoken] * 4)
     await take(store)
     await store.outbox.mark_sent([sent])
     await take(store)

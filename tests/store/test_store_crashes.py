@@ -125,7 +125,7 @@ async def test_a_message_that_a_kill_interrupts_is_tried_again_until_its_attempt
 
 async def test_a_message_that_was_being_sent_is_sent_after_a_crash(path: Path) -> None:
     async with open_store(path) as store:
-        (message_id,) = await store.outbox.enqueue([reply()])
+        (message_id,) = await store.outbox.add([reply()])
         await take(store)
         await store.outbox.note_delivered(message_id, Delivered("1", "text", "H"))
     async with open_store(path) as store:
@@ -240,7 +240,7 @@ class Crashes(RuleBasedStateMachine):
     @rule(chat=st.sampled_from(CHATS), count=st.integers(1, 3))
     def enqueues(self, chat: str, count: int) -> None:
         """June enqueues messages that answer nothing."""
-        ids = self.runner.run(self.store.outbox.enqueue([reply(chat=chat)] * count))
+        ids = self.runner.run(self.store.outbox.add([reply(chat=chat)] * count))
         assert ids == sorted(ids)
         self.model.outbox |= {new: Row(chat) for new in ids}
 

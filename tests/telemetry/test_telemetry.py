@@ -12,6 +12,7 @@ from typing import Any, Literal
 import pytest
 import structlog
 
+from june.chat.apps import token_shapes
 from june.errors import DeliveryError, TranscriptionError
 from june.sections import TelemetrySettings
 from june.settings import complete_settings
@@ -139,7 +140,7 @@ SECRETS = ('pass"word\\ünd/more', TELEGRAM_TOKEN)
 def test_a_secret_stands_in_no_line_wherever_it_was_written(
     told: str, log_format: Literal["json", "console"], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    configure_logging(TelemetrySettings(log_format=log_format), SECRETS)
+    configure_logging(TelemetrySettings(log_format=log_format), SECRETS, token_shapes())
 
     def reach() -> None:
         raise ConnectionError(told)

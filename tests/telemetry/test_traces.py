@@ -17,6 +17,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 from june.app import serve
 from june.bench.recordings import Question
+from june.chat.apps import token_shapes
 from june.errors import StageError
 from june.sections import TelemetrySettings
 from june.settings import load_settings
@@ -325,7 +326,7 @@ async def test_nothing_that_is_said_nor_who_said_it_nor_a_token_stands_in_logs_s
         )
         chosen = load_settings(file)
         telemetry = chosen.telemetry.model_copy(update={"log_level": "debug"})
-        configure_logging(telemetry, chosen.secret_values())
+        configure_logging(telemetry, chosen.secret_values(), token_shapes())
         serving = asyncio.create_task(serve(chosen, stop))
         server.push_file("voice", questions[0].audio, caption=MARKER, user=MARKED_USER)
         await server.wait_for(lambda call: call.method == "sendVoice" and call.ok)

@@ -16,6 +16,8 @@ from june.chat.discord.settings import DiscordSettings
 TOKEN = re.compile(r"([A-Za-z0-9_-]+)\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
 """Number of the bot in base64, time of making, signature."""
 
+TOKEN_SHAPE = re.compile(r"(?<![\w-])[\w-]{23,28}\.[\w-]{6}\.[\w-]{27,}")
+
 
 def _is_token(token: str) -> bool:
     if (parts := TOKEN.fullmatch(token)) is None:
@@ -42,6 +44,7 @@ APP = ChatApp(
     settings=DiscordSettings,
     adapter="june.chat.discord.adapter:Discord",
     is_token=_is_token,
+    token_shape=TOKEN_SHAPE,
     remedy="Take it from the page Bot of the application in the developer portal; it has three parts.",
     visible=visible_discord,
     faults=validate_discord,

@@ -14,6 +14,8 @@ from june.chat.telegram.settings import TelegramSettings
 TOKEN = re.compile(r"\d{5,}:[A-Za-z0-9_-]{20,}")
 """Number of the bot, colon, 35 characters; fewer are let through, since Telegram promises no length."""
 
+TOKEN_SHAPE = re.compile(r"(?<!\d)\d{6,12}(?::|%3A)[\w-]{30,}")
+
 
 def _is_token(token: str) -> bool:
     return TOKEN.fullmatch(token) is not None
@@ -37,6 +39,7 @@ APP = ChatApp(
     settings=TelegramSettings,
     adapter="june.chat.telegram.adapter:Telegram",
     is_token=_is_token,
+    token_shape=TOKEN_SHAPE,
     remedy="Take it from @BotFather; it looks like 123456789:AAH….",
     visible=visible_telegram,
     faults=validate_telegram,

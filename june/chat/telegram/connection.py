@@ -42,7 +42,7 @@ class Connection:
 
     @property
     def bot_id(self) -> int:
-        """Return the bot's id as a user."""
+        """The bot's id as a user."""
         return self._bot.id
 
     async def close(self) -> None:

@@ -1,6 +1,6 @@
 """A Telegram update becomes an `Inbound`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from typing import Any
@@ -34,7 +34,8 @@ def read(updates: Sequence[Update], me: Me) -> tuple[list[Inbound], dict[str, st
     """Return the messages that june could answer, in their order, and the chats that have moved.
 
     A group that becomes a supergroup gets a new id, which Telegram tells in both chats. What a batch holds
-    of such a group is returned as the supergroup's.
+    of such a group is returned as the supergroup's; as the two count their messages each from 1, its ids are
+    "telegram:-5 7" instead of "7".
     """
     messages: list[Inbound] = []
     moves: dict[str, str] = {}
@@ -50,7 +51,16 @@ def read(updates: Sequence[Update], me: Me) -> tuple[list[Inbound], dict[str, st
             log.warning("update.skipped", platform="telegram", update_id=update.update_id)
         else:
             messages += [found] if found is not None else []
-    return [replace(message, chat=moves.get(message.chat, message.chat)) for message in messages], moves
+    return [_followed(message, moves) for message in messages], moves
+
+
+def _followed(message: Inbound, moves: Mapping[str, str]) -> Inbound:
+    """Return a message as it is; one of a chat that has moved, as `Conversations.move` keeps such a one."""
+    old = message.chat
+    if old not in moves:
+        return message
+    reply_to = f"{old} {message.reply_to}" if message.reply_to else ""
+    return replace(message, chat=moves[old], message_id=f"{old} {message.message_id}", reply_to=reply_to)
 
 
 def _move(message: Message) -> dict[str, str]:

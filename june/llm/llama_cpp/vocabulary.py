@@ -62,8 +62,8 @@ class Vocabulary:
         if not sampler:
             raise GenerationError(
                 "bad_grammar",
-                "llama.cpp does not take the grammar: it is no GBNF, has no rule root, or has a rule that is "
-                "missing, begins with itself, or is repeated too often.",
+                "llama.cpp does not take the grammar: it is not GBNF, has no rule root, or has a rule that "
+                "is missing, begins with itself, or is repeated too often.",
             )
         return sampler
 

@@ -10,6 +10,7 @@ from june.chat import Adapter
 from june.chat.connected import ConnectedApps
 from june.conversation.apps import Addresses
 from june.conversation.attending import CommandRunner, Desk
+from june.conversation.deciding import Rules
 from june.conversation.dispatch import Dispatcher
 from june.conversation.failing import TurnRecord
 from june.conversation.speaking import Speaker
@@ -21,7 +22,7 @@ from june.workers import short_collections
 
 
 @dataclass(frozen=True, slots=True)
-class Answering:
+class ReadyJune:
     """june with warm models: it answers what was received.
 
     Attributes:
@@ -58,15 +59,16 @@ class Answering:
 
 
 @asynccontextmanager
-async def open_answering(
+async def open_ready(
     settings: Settings,
     *,
     store: Store,
     adapters: Mapping[Platform, Adapter],
     addresses: Addresses,
+    rules: Rules,
     run_command: CommandRunner,
     wake_delivery: Callable[[], None],
-) -> AsyncIterator[Answering]:
+) -> AsyncIterator[ReadyJune]:
     """Load the models, and let turns that are in the making end when the block is left.
 
     Raises:
@@ -79,8 +81,8 @@ async def open_answering(
         desk = Desk(
             settings.chat,
             settings.reply,
-            settings.routes,
             settings.llm,
+            rules,
             store,
             pipeline,
             apps,
@@ -89,8 +91,8 @@ async def open_answering(
             wake_delivery,
         )
         speaker = Speaker(store, pipeline.voicer, wake_delivery)
-        answering = Answering(models, Dispatcher(desk), speaker, desk.record)
+        ready = ReadyJune(models, Dispatcher(desk), speaker, desk.record)
         try:
-            yield answering
+            yield ready
         finally:
-            await answering.dispatcher.close(settings.chat.shutdown_s)
+            await ready.dispatcher.close(settings.chat.shutdown_s)
