@@ -51,14 +51,14 @@ mount -t proc proc engine/proc
 mount --rbind /sys engine/sys
 mount --rbind /dev engine/dev
 mount -t tmpfs tmpfs engine/run
-mkdir -p engine/work engine/repository engine/old
-mount --bind . engine/work
+mkdir -p engine/shared_folder engine/repository engine/old
+mount --bind . engine/shared_folder
 mount --bind "$1" engine/repository
 mount -o remount,bind,ro engine/repository
 cd engine
 pivot_root . old
 umount -l /old
-exec dockerd --bridge=none --iptables=false --ip6tables=false --host=unix:///work/docker.sock
+exec dockerd --bridge=none --iptables=false --ip6tables=false --host=unix:///shared_folder/docker.sock
 """
 
 
@@ -74,7 +74,7 @@ def obstacle() -> str:
 
 
 class Engine:
-    """A running engine. It sees `folder` as /work and the repository, read-only, as /repository."""
+    """A running engine. It sees `folder` as /shared_folder and the repository, read-only, as /repository."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -84,7 +84,7 @@ class Engine:
         """Start a command beside the engine, with none of this process's variables."""
         assert self._process is not None
         variables = [
-            "DOCKER_HOST=unix:///work/docker.sock",
+            "DOCKER_HOST=unix:///shared_folder/docker.sock",
             "HOME=/root",
             "PATH=/usr/sbin:/usr/bin:/sbin:/bin",
         ]
@@ -147,10 +147,10 @@ class Engine:
         if (await self.attempt("docker", "image", "inspect", "debian-root"))[0]:
             archive = self.folder / "base.tar"
             run_here("tar", "--directory=base", "--create", f"--file={archive}", ".", cwd=self.folder)
-            await self.run("docker", "import", "/work/base.tar", "debian-root")
+            await self.run("docker", "import", "/shared_folder/base.tar", "debian-root")
             archive.unlink()
         write_base_image(self.folder / "base-image")
-        await self.run("docker", "build", "--quiet", f"--tag={BASE_IMAGE}", "/work/base-image")
+        await self.run("docker", "build", "--quiet", f"--tag={BASE_IMAGE}", "/shared_folder/base-image")
 
 
 def write_base_image(context: Path) -> None:

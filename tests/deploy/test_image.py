@@ -47,8 +47,8 @@ services:
 volumes:
   models: {{name: {models}}}
 secrets:
-  june_telegram__token: {{file: /work/secrets/june_telegram__token}}
-  june_api__token: {{file: /work/secrets/june_api__token}}
+  june_telegram__token: {{file: /shared_folder/secrets/june_telegram__token}}
+  june_api__token: {{file: /shared_folder/secrets/june_api__token}}
 """
 
 
@@ -61,7 +61,7 @@ class Service:
 
     async def compose(self, *command: str) -> str:
         """Run one of Compose's commands for this project; what it wrote."""
-        files = ["compose.yaml", "compose.cpu.yaml", f"/work/{self.project}.yaml"]
+        files = ["compose.yaml", "compose.cpu.yaml", f"/shared_folder/{self.project}.yaml"]
         options = [f"--project-name={self.project}", *(f"--file={file}" for file in files)]
         return await self.engine.run("docker", "compose", *options, *command)
 
@@ -182,7 +182,7 @@ async def test_a_first_start_pulls_the_models_and_answers_a_voice_message_by_voi
     engine: Engine, stt: FasterWhisper, settings: Settings, questions: tuple[Question, ...]
 ) -> None:
     async with TelegramServer() as server:
-        june = service(engine, "voice", server)
+        june = service(engine, "voice", server, JUNE_LLM__MAX_TOKENS="40")  # the tiny Whisper hears it well
         async with june.up() as log:
             await log.logged("pull.finished", timeout_s=300)
             await log.logged("june.started")
