@@ -35,7 +35,7 @@ for _ in range(70):
         ({"oneOf": [{"const": 1}, {"const": 2}]}, "oneOf"),
         ({"allOf": [{"type": "object"}, {"required": ["a"]}]}, "allOf"),
         ({"anyOf": {}}, "without a list of schemas"),
-        ({"properties": {"a": False}}, "at #/properties/a is no schema"),
+        ({"properties": {"a": False}}, "at #/properties/a is not a schema"),
         ({"type": "object", "required": ["a"]}, "requires 'a'"),
         ({"$ref": "https://example.org/schema.json"}, "another document"),
         ({"$ref": "#/$defs/missing"}, "is not there"),

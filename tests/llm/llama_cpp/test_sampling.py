@@ -113,7 +113,7 @@ def test_an_answer_fails_whose_logits_are_no_numbers(
         monkeypatch.setattr(llama_overrides, "drawer", lambda: None)
     sampling = Sampling(temperature=temperature, top_k=5, seed=1)
     sampler = Sampler(ChatRequest((), sampling, max_tokens=1), SmallVocabulary())  # type: ignore[arg-type]
-    with pytest.raises(GenerationError, match="no numbers"):
+    with pytest.raises(GenerationError, match="not numbers"):
         drawn_from(np.full(N_TOKENS, np.nan, np.float32), sampler)
     sampler.free()
 
